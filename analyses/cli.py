@@ -1,0 +1,154 @@
+"""The command line that all questions share: parse, load each checkpoint, answer, write.
+
+Nothing heavy is imported before the arguments are known to be good.
+"""
+
+import argparse
+import contextlib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sat_lens.commands import Parser
+
+HEAD = 10
+"""Rows of the table that stdout shows."""
+
+
+def question_parser(question: str, description: str | None) -> Parser:
+    """A parser with what every question takes; a question adds its own flags."""
+    parser = Parser(
+        prog=f"python -m analyses.{question}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CKPT",
+        help="checkpoint folder, name of a shipped one, llama2.c .bin, or a model that TransformerLens knows",
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of samples and resamples (default: 0)")
+    parser.add_argument("--n", type=positive, default=128, help="examples (default: 128)")
+    parser.add_argument("--corpus", help="stories, a text file, or a dataset name, where the question reads text")
+    parser.add_argument("--json", action="store_true", help="print nothing but the result, one JSON line a checkpoint")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--static", action="store_true", help="also write figures as .svg and .pdf")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", text):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:N or mps; got {text!r}")
+    return text
+
+
+def result_names(checkpoints: Sequence[str]) -> list[str]:
+    """A folder name for each checkpoint: the last part of its path, without `.bin`.
+
+    Raises:
+        ValueError: two checkpoints would write to one folder.
+    """
+    names = []
+    for checkpoint in checkpoints:
+        path = Path(checkpoint)
+        name = (path if path.name and path.name != ".." else path.resolve()).name
+        names.append(name.removesuffix(".bin") or "checkpoint")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"checkpoints need different names; {repeated[0]} comes twice; ask for one at a time")
+    return names
+
+
+def answer(
+    question: str,
+    args: argparse.Namespace,
+    analyse: Callable[[Any, argparse.Namespace], Any],
+    figures: Callable[[Any], Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Ask the question of each checkpoint, and write and print what comes.
+
+    Args:
+        question: its name, the folder under `--out`.
+        args: of `question_parser`.
+        analyse: from a model and the arguments to a Result.
+        figures: from a Result to its figures by file name.
+        argv: the command line, for the record; None: the process's own.
+    """
+    names = result_names(args.checkpoints)
+    command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
+    for checkpoint, name in zip(args.checkpoints, names, strict=True):
+        with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
+            model = load_model(checkpoint, args.device)
+            result = with_provenance(analyse(model, args), model, checkpoint, args.seed, command)
+        folder = args.out / question / name
+        write_result(result, figures(result), folder, static=args.static)
+        sys.stdout.write(f"{result.to_json()}\n" if args.json else summary(result, folder))
+        sys.stdout.flush()
+
+
+def load_model(checkpoint: str, device: str) -> Any:
+    """The model of a checkpoint, on a device that exists, in evaluation mode."""
+    import torch
+
+    from sat_lens.checkpoint import load_any
+
+    kind, _, index = device.partition(":")
+    there = {
+        "cpu": lambda: True,
+        "cuda": lambda: torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if not there[kind]():
+        raise ValueError(f"device {device} is not there; use --device cpu")
+    return load_any(checkpoint, device=device).eval()
+
+
+def with_provenance(result: Any, model: Any, checkpoint: str, seed: int, command: Sequence[str]) -> Any:
+    """The result with what made it added to its meta."""
+    import dataclasses
+
+    from analyses.provenance import provenance
+
+    return dataclasses.replace(
+        result, meta={**provenance(model, checkpoint, seed=seed, command=command), **result.meta}
+    )
+
+
+def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: bool = False) -> None:
+    """Table, meta and figures as one folder that takes the place of an earlier one, whole or not at all."""
+    from analyses.figures import write_figure
+    from sat_lens.files import replace_folder
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        result.save(temporary)
+        for name, drawn in figures.items():
+            write_figure(drawn, temporary / "figures" / f"{name}.html", static=static)
+        temporary.chmod(0o755)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def summary(result: Any, folder: Path) -> str:
+    """The first rows of the table, the units, and where the rest is."""
+    head = result.table.head(HEAD)
+    units = ", ".join(f"{column}: {unit}" for column, unit in result.units.items())
+    table = head.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="")
+    return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{folder}\n"

@@ -1,0 +1,101 @@
+"""Figures: one Plotly template, two kinds of plot, and how they are written."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sat_lens.files import write_whole
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
+"""Okabe and Ito's palette: told apart by people with any colour vision."""
+
+DIVERGING = ((0.0, "#D55E00"), (0.5, "#FFFFFF"), (1.0, "#0072B2"))
+"""Orange below zero, white at zero, blue above."""
+
+TEMPLATE = go.layout.Template(
+    layout=go.Layout(
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": "#222222"},
+        title={"x": 0.02, "xanchor": "left", "font": {"size": 16}},
+        colorway=COLORS,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        margin={"l": 70, "r": 30, "t": 60, "b": 60},
+        xaxis={"showline": True, "linecolor": "#888888", "gridcolor": "#EEEEEE", "zeroline": False, "ticks": "outside"},
+        yaxis={"showline": True, "linecolor": "#888888", "gridcolor": "#EEEEEE", "zeroline": False, "ticks": "outside"},
+    )
+)
+"""Given to each figure; never registered as Plotly's default."""
+
+
+def figure(*, title: str, x_title: str, y_title: str) -> go.Figure:
+    """An empty figure with the template and its titles."""
+    empty = go.Figure()
+    empty.update_layout(template=TEMPLATE, title_text=title, xaxis_title=x_title, yaxis_title=y_title)
+    return empty
+
+
+def heat_map(
+    values: Any,
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    unit: str,
+    x: Sequence[Any] | None = None,
+    y: Sequence[Any] | None = None,
+) -> go.Figure:
+    """A matrix [y, x] in colours, white at 0 and the same distance to both sides; NaN stays blank."""
+    values = np.asarray(values, dtype=np.float64)
+    largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    drawn = figure(title=title, x_title=x_title, y_title=y_title)
+    drawn.add_heatmap(
+        z=values, x=x, y=y, colorscale=DIVERGING, zmin=-largest, zmax=largest,
+        colorbar={"title": {"text": unit}}, hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.4g}}<extra></extra>",
+    )  # fmt: skip
+    drawn.update_xaxes(dtick=1 if x is None else None, showgrid=False)
+    drawn.update_yaxes(dtick=1 if y is None else None, showgrid=False)
+    return drawn
+
+
+def curve(
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    mode: str = "lines",
+    diagonal: bool = False,
+) -> go.Figure:
+    """Named (x, y) series in one frame; `diagonal` adds the line y = x from 0 to 1 for comparison."""
+    drawn = figure(title=title, x_title=x_title, y_title=y_title)
+    if diagonal:
+        drawn.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="all equal", line={"color": "#BBBBBB", "dash": "dot"})
+    for name, (x, y) in series.items():
+        drawn.add_scatter(x=np.asarray(x), y=np.asarray(y), mode=mode, name=name)
+    return drawn
+
+
+def write_figure(drawn: go.Figure, path: Path | str, static: bool = False) -> None:
+    """Write `path` (.html), self-contained: it holds Plotly's script and asks no server for anything.
+
+    Args:
+        drawn: the figure.
+        path: of the HTML file.
+        static: also write .svg and .pdf beside it, where kaleido and a Chrome are there; where they
+            are not, one line on stderr says so.
+    """
+    path = Path(path)
+    html = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem)
+    write_whole(path, html)
+    if not static:
+        return
+    try:
+        for suffix in (".svg", ".pdf"):
+            write_whole(path.with_suffix(suffix), drawn.to_image(format=suffix[1:]))
+    except Exception as error:  # kaleido and Chrome fail in many ways, none of which touches the HTML
+        reason = " ".join(str(error).split())[:200]
+        sys.stderr.write(f"no static figure for {path.name}: kaleido 1 and Chrome are needed ({reason})\n")

@@ -1,0 +1,354 @@
+"""Checkpoint folders: everything that a model needs to be trusted later, and nothing that can run.
+
+    config.json         schema_version, kind, model, ablation, tokenizer, training, data, processing, versions
+    model.safetensors   weights under plain TransformerLens keys, relevance heads under `gates.`
+    tokenizer.json      absent for a model without a tokenizer
+    log.jsonl           one line a log step
+    state/              optimizer, random generators, data position; absent where training has ended
+    MANIFEST.json       sha256 of each file
+
+A folder is written whole or not at all, and refused when anything in it is not what it says: an
+unknown schema, a missing or extra key, a wrong hash, a NaN. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sat_lens import __version__, files
+from sat_lens._tl import HookedTransformer, HookedTransformerConfig, hooked_transformer
+from sat_lens.config import SelfAblation
+from sat_lens.model import SelfAblatingTransformer
+from sat_lens.tying import TIED_KEY, TiedUnembed
+
+SCHEMA_VERSION = 1
+WEIGHTS, CONFIG, TOKENIZER, LOG, MANIFEST = (
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "log.jsonl",
+    "MANIFEST.json",
+)
+STATE = ("state/optimizer.safetensors", "state/state.json")
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
+NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name")
+LIMIT_BYTES = 64 << 20  # of any JSON file
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that is not what it should be; the message says which file and why."""
+
+
+def save(
+    model: HookedTransformer,
+    folder: Path | str,
+    *,
+    training: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    processing: dict[str, bool] | None = None,
+    log: str = "",
+    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+) -> Path:
+    """Write a model (self-ablating or plain) as a checkpoint folder, replacing an older one.
+
+    Args:
+        training: how it was trained, `data`: on what; kept as they are (JSON).
+        processing: which of TransformerLens' weight processings were applied; default none.
+        log: content of log.jsonl.
+        state: tensors and JSON that let training go on.
+
+    Raises:
+        CheckpointError: a weight that is not finite.
+    """
+    final = files.recovered(folder)
+    temporary = final.with_name(f".{final.name}.part")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items() if not _is_tied(model, key)}
+    _refuse_not_finite(weights)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": type(model).__name__,
+        "model": _config_dict(model.cfg),
+        "ablation": model.ablation.to_dict() if isinstance(model, SelfAblatingTransformer) else None,
+        "tokenizer": _special_tokens(model.tokenizer),
+        "training": training or {},
+        "data": data or {},
+        "processing": UNPROCESSED | (processing or {}),
+        "versions": versions(),
+    }
+    save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+    _write_json(temporary / CONFIG, config)
+    if model.tokenizer is not None:
+        (temporary / TOKENIZER).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    (temporary / LOG).write_text(log, encoding="utf-8")
+    if state is not None:
+        (temporary / "state").mkdir()
+        save_file(state[0], temporary / STATE[0])
+        _write_json(temporary / STATE[1], state[1])
+    _write_manifest(temporary)
+    files.replace_folder(temporary, final)
+    return final
+
+
+def load(folder: Path | str, device: str = "cpu") -> HookedTransformer:
+    """The model of a checkpoint folder or of a shipped checkpoint's name, verified, in eval mode.
+
+    A run folder of `sat_lens.train` stands for its `best` checkpoint, or `last` where there is none.
+
+    Raises:
+        CheckpointError: anything in the folder that is not what it says.
+        FileNotFoundError: no such folder.
+    """
+    folder = resolve(folder)
+    verify_files(folder)
+    config = read_config(folder)
+    weights = read_weights(folder / WEIGHTS, device)
+    model = _empty_model(config, weights, device)
+    if config["tokenizer"] is not None:
+        model.tokenizer = _tokenizer(folder, config["tokenizer"])
+        model.cfg.tokenizer_prepends_bos = False
+    _check_keys(model, weights, folder)
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def resolve(name: Path | str) -> Path:
+    """The folder that a path, a run folder or a shipped checkpoint's name stands for."""
+    given = Path(name)
+    candidates = [given, given / "best", given / "last"]
+    if given.name == str(name):
+        candidates.append(SHIPPED / given.name)
+    for folder in candidates:
+        files.recovered(folder)
+        if (folder / CONFIG).is_file() or (folder / MANIFEST).is_file():
+            return folder
+    if given.is_dir():
+        raise CheckpointError(f"{name} is no checkpoint folder: it has no {CONFIG}")
+    shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir()) if SHIPPED.is_dir() else []
+    raise FileNotFoundError(
+        f"no checkpoint {str(name)!r}: not a folder, and not one of the shipped ones ({', '.join(shipped) or 'none'})"
+    )
+
+
+def load_any(name: Path | str, device: str = "cpu") -> HookedTransformer:
+    """`load`, or a llama2.c `.bin`, or any model that TransformerLens knows by name.
+
+    Raises:
+        FileNotFoundError: none of these; the message lists what was tried.
+    """
+    if str(name).endswith(".bin"):
+        from sat_lens.convert import from_llama2c
+
+        return from_llama2c(name).to(device)
+    try:
+        return load(name, device)
+    except FileNotFoundError as missing:
+        from transformer_lens.loading_from_pretrained import get_official_model_name
+
+        try:
+            get_official_model_name(str(name))
+        except ValueError:
+            raise FileNotFoundError(f"{missing}, and not a model that TransformerLens knows") from None
+        return _pretrained(str(name), device)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, with its schema checked."""
+    config = _read_json(folder / CONFIG)
+    if config.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder / CONFIG}: schema_version must be {SCHEMA_VERSION}; got {config.get('schema_version')!r}"
+        )
+    expected = {"schema_version", "kind", "model", "ablation", "tokenizer", "training", "data", "processing", "versions"}
+    if difference := sorted(expected ^ set(config)):
+        word = "missing" if difference[0] in expected else "unknown"
+        raise CheckpointError(f"{folder / CONFIG}: {word} entry {difference[0]!r}")
+    return config
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save` was given as `state`."""
+    for name in STATE:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no training state ({name} is missing): it cannot be resumed")
+    return read_weights(folder / STATE[0], finite=False), _read_json(folder / STATE[1])
+
+
+def verify_files(folder: Path) -> None:
+    """Check every file of a folder against its manifest.
+
+    Raises:
+        CheckpointError: a file that is missing, not listed, a link, or has another sha256.
+    """
+    manifest = _read_json(folder / MANIFEST).get("sha256")
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{folder / MANIFEST}: must map file names to sha256 under 'sha256'")
+    known = {WEIGHTS, CONFIG, TOKENIZER, LOG, *STATE}
+    if foreign := sorted(set(manifest) - known):
+        raise CheckpointError(f"{folder / MANIFEST}: unknown file name {foreign[0]!r}")
+    for name in sorted(known):
+        path = folder / name
+        if path.is_symlink() or (folder / "state").is_symlink():
+            raise CheckpointError(f"{path}: links are not followed")
+        if path.is_file() != (name in manifest):
+            where = "listed in the manifest but missing" if name in manifest else "not listed in the manifest"
+            raise CheckpointError(f"{path}: {where}")
+        if name in manifest and files.sha256_file(path) != manifest[name]:
+            raise CheckpointError(f"{path}: its sha256 is not the manifest's: the file was changed or damaged")
+    for name in (WEIGHTS, CONFIG):
+        if name not in manifest:
+            raise CheckpointError(f"{folder}: {name} is missing")
+
+
+def read_weights(path: Path, device: str = "cpu", finite: bool = True) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises: CheckpointError for a damaged file or a NaN."""
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    if finite:
+        _refuse_not_finite(weights)
+    return weights
+
+
+def checkpoint_hash(folder: Path | str) -> str:
+    """sha256 of the weights file: the identity of a checkpoint in results."""
+    return files.sha256_file(resolve(folder) / WEIGHTS)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed something."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "sat_lens": __version__,
+        "torch": torch.__version__,
+        "transformer_lens": version("transformer-lens"),
+    }
+
+
+def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str) -> HookedTransformer:
+    try:
+        fields = dict(config["model"])
+        fields["dtype"] = getattr(torch, fields["dtype"])
+        cfg = HookedTransformerConfig(**fields, init_weights=False, device=device)
+        _check_sizes(cfg, weights)
+        if config["kind"] == "SelfAblatingTransformer":
+            return SelfAblatingTransformer(cfg, ablation=SelfAblation.from_dict(config["ablation"]))
+        if config["kind"] == "HookedTransformer":
+            return hooked_transformer(cfg)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, AssertionError, AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{CONFIG}: not a valid configuration: {error}") from None
+    raise CheckpointError(f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}")
+
+
+def _check_sizes(cfg: HookedTransformerConfig, weights: dict[str, Tensor]) -> None:
+    """Compare the sizes that decide how much memory a model takes with the file's, before building it."""
+    expected = {"embed.W_E": (cfg.d_vocab, cfg.d_model)}
+    if cfg.positional_embedding_type != "rotary":
+        expected["pos_embed.W_pos"] = (cfg.n_ctx, cfg.d_model)
+    for layer in {0, cfg.n_layers - 1}:
+        expected[f"blocks.{layer}.attn.W_Q"] = (cfg.n_heads, cfg.d_model, cfg.d_head)
+        if not cfg.attn_only:
+            expected[f"blocks.{layer}.mlp.W_in"] = (cfg.d_model, cfg.d_mlp)
+    for key, shape in expected.items():
+        if key not in weights:
+            raise CheckpointError(f"{WEIGHTS}: missing key {key!r}")
+        if tuple(weights[key].shape) != shape:
+            raise CheckpointError(f"{WEIGHTS}: {key} must have shape {shape} by {CONFIG}; got {tuple(weights[key].shape)}")
+
+
+def _check_keys(model: HookedTransformer, weights: dict[str, Tensor], folder: Path) -> None:
+    expected = {key: value for key, value in model.state_dict().items() if not _is_tied(model, key)}
+    for word, keys in (("missing", expected.keys() - weights.keys()), ("unknown", weights.keys() - expected.keys())):
+        if keys:
+            raise CheckpointError(f"{folder / WEIGHTS}: {word} key {sorted(keys)[0]!r} ({len(keys)} in all)")
+    for key, value in expected.items():
+        if weights[key].shape != value.shape or weights[key].dtype != value.dtype:
+            got = f"{weights[key].dtype} {tuple(weights[key].shape)}"
+            raise CheckpointError(f"{folder / WEIGHTS}: {key} must be {value.dtype} {tuple(value.shape)}; got {got}")
+
+
+def _is_tied(model: HookedTransformer, key: str) -> bool:
+    return key == TIED_KEY and isinstance(model.unembed, TiedUnembed)
+
+
+def _refuse_not_finite(weights: dict[str, Tensor | Float[Tensor, "..."]]) -> None:
+    for key, value in weights.items():
+        if not key.endswith(".IGNORE") and value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{WEIGHTS}: {key} has {int((~value.isfinite()).sum())} values that are not finite")
+
+
+def _config_dict(cfg: HookedTransformerConfig) -> dict[str, Any]:
+    """The configuration's fields that differ from the defaults or decide a shape, JSON-able."""
+    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in NOT_KEPT}
+    fields["dtype"] = str(cfg.dtype).removeprefix("torch.")
+    return {key: float(value) if isinstance(value, float) else value for key, value in fields.items()}
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str | None] | None:
+    return None if tokenizer is None else {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
+
+
+def _tokenizer(folder: Path, special: dict[str, str | None]) -> Any:
+    from sat_lens.tokenizers import load_tokenizer
+
+    if not (folder / TOKENIZER).is_file():
+        raise CheckpointError(f"{folder}: {TOKENIZER} is missing, and {CONFIG} speaks of a tokenizer")
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if not isinstance(special, dict) or not set(special) <= set(SPECIAL_TOKENS):
+        raise CheckpointError(f"{folder / CONFIG}: tokenizer must give {', '.join(SPECIAL_TOKENS)}")
+    for name, token in special.items():
+        if token is not None:
+            setattr(tokenizer, name, token)
+    return tokenizer
+
+
+def _pretrained(name: str, device: str) -> HookedTransformer:
+    from sat_lens._tl import quiet_construction
+
+    try:
+        with quiet_construction():
+            return HookedTransformer.from_pretrained_no_processing(name, device=device)
+    except OSError as error:
+        raise FileNotFoundError(f"{name} is neither in the local cache nor could it be fetched: {error}") from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file() or path.is_symlink():
+        raise CheckpointError(f"{path}: no such file")
+    if path.stat().st_size > LIMIT_BYTES:
+        raise CheckpointError(f"{path}: larger than {LIMIT_BYTES >> 20} MiB")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must be a JSON object; got {type(content).__name__}")
+    return content
+
+
+def _write_manifest(folder: Path) -> None:
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    _write_json(folder / MANIFEST, {"sha256": {name: files.sha256_file(folder / name) for name in names}})

@@ -1,0 +1,63 @@
+"""What every command shares: one line for bad input (exit 2), exit 130 for an interrupt, the list of commands."""
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its usage message reduced to the one line that says what was wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see --help)\n")
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command's `main` and leave the process: 0, 2 with one line on stderr, or 130."""
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away; say nothing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line of at most 1,000 characters."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())[:1000]
+
+
+def list_commands(folder: Path | str, package: str) -> str:
+    """The modules of `folder` that run as commands, each with the first line of its docstring.
+
+    A module is a command when it has a `main` and an `if __name__ == "__main__"` line; nothing is
+    imported, so that the list costs milliseconds.
+    """
+    rows = []
+    for path in sorted([*Path(folder).glob("*.py"), *Path(folder).glob("*/__main__.py")]):
+        source = path.read_text(encoding="utf-8")
+        if path == Path(folder) / "__main__.py" or "__main__\"" not in source:
+            continue
+        name = path.parent.name if path.name == "__main__.py" else path.stem
+        docstring = ast.get_docstring(ast.parse(source)) or ""
+        rows.append((name, docstring.splitlines()[0] if docstring else ""))
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  python -m {package}.{name:<{width}}  {line}" for name, line in sorted(rows))

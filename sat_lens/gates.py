@@ -1,0 +1,97 @@
+"""Relevance heads and the masks that they choose.
+
+A relevance head is a linear map from the clean residual stream to one score a unit. Local heads
+read the stream that enters their own layer, global heads the final normalised stream, and one
+forward pass of them scores every layer at once.
+
+Source: arXiv 2505.00509, section 3 and appendix B; scores of "both" are added, as in its code.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sat_lens._tl import HookedTransformerConfig
+from sat_lens.config import SelfAblation
+from sat_lens.winners import k_winners
+
+
+class LayerUnits(NamedTuple):
+    """One tensor for the attention units and one for the neurons of a layer (None: no MLP)."""
+
+    attn: Float[Tensor, "batch pos n_heads unit"]
+    mlp: Float[Tensor, "batch pos d_mlp"] | None
+
+
+class RelevanceHeads(nn.ModuleDict):
+    """The linear heads; keys `local.{layer}.attn`, `local.{layer}.mlp`, `global.attn`, `global.mlp`.
+
+    Rows of a global head are ordered layer, head, channel. Initialised as torch.nn.Linear is.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig, ablation: SelfAblation) -> None:
+        super().__init__()
+        self.n_layers, self.n_heads = cfg.n_layers, cfg.n_heads
+        self.sum_of = {"local": ["local"], "global": ["global"], "both": ["local", "global"]}[ablation.mask]
+        widths = {"attn": cfg.n_heads * (cfg.d_head if ablation.unit == "channel" else 1)}
+        if not cfg.attn_only and cfg.d_mlp is not None:
+            widths["mlp"] = cfg.d_mlp
+
+        def heads(layers: int) -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {name: nn.Linear(cfg.d_model, layers * width, dtype=cfg.dtype) for name, width in widths.items()}
+            )
+
+        if "local" in self.sum_of:
+            self["local"] = nn.ModuleList([heads(1) for _ in range(cfg.n_layers)])
+        if "global" in self.sum_of:
+            self["global"] = heads(cfg.n_layers)
+
+    def forward(
+        self, inputs: Sequence[Float[Tensor, "batch pos d_model"]], final: Float[Tensor, "batch pos d_model"]
+    ) -> list[LayerUnits]:
+        """Scores of every layer from the `inputs` of the local heads and the `final` stream."""
+        scores = [self._of_source(source, inputs, final) for source in self.sum_of]
+        return [self._shaped([source[layer] for source in scores]) for layer in range(self.n_layers)]
+
+    def _of_source(self, source: str, inputs: Sequence[Tensor], final: Tensor) -> list[dict[str, Tensor]]:
+        if source == "local":
+            return [
+                {name: head(x) for name, head in heads.items()}
+                for heads, x in zip(self["local"], inputs, strict=True)
+            ]
+        whole = {name: head(final).chunk(self.n_layers, -1) for name, head in self["global"].items()}
+        return [{name: parts[layer] for name, parts in whole.items()} for layer in range(self.n_layers)]
+
+    def _shaped(self, sources: list[dict[str, Tensor]]) -> LayerUnits:
+        total = {name: sum((s[name] for s in sources[1:]), sources[0][name]) for name in sources[0]}
+        return LayerUnits(total["attn"].unflatten(-1, (self.n_heads, -1)), total.get("mlp"))
+
+
+def masks(scores: Sequence[LayerUnits], ablation: SelfAblation, d_head: int) -> list[LayerUnits]:
+    """k winners take all, for every layer.
+
+    Args:
+        scores: relevance of each layer's units, after their hooks.
+        d_head: attention masks are broadcast to this many channels when the unit is a head.
+    """
+    attn = _winners([layer.attn.flatten(-2) for layer in scores], ablation, ablation.k_attn, ablation.temperature)
+    attn = [mask.unflatten(-1, layer.attn.shape[-2:]) for mask, layer in zip(attn, scores, strict=True)]
+    attn = [mask.expand(*mask.shape[:-1], d_head) for mask in attn]
+    neurons = [layer.mlp for layer in scores if layer.mlp is not None]
+    temperature = ablation.temperature if ablation.temperature_mlp is None else ablation.temperature_mlp
+    mlp = _winners(neurons, ablation, ablation.k_mlp, temperature) if neurons else [None] * len(scores)
+    return [LayerUnits(*pair) for pair in zip(attn, mlp, strict=True)]
+
+
+def _winners(scores: list[Tensor], ablation: SelfAblation, k: int, temperature: float) -> list[Tensor]:
+    if ablation.detach == "scores":
+        scores = [s.detach() for s in scores]
+    knobs = {"estimator": ablation.estimator, "forward": ablation.forward, "gap_floor": ablation.gap_floor}
+    if ablation.scope == "model":
+        mask = k_winners(torch.cat(scores, -1), k, temperature=temperature, **knobs)
+        return list(mask.chunk(len(scores), -1))
+    return [k_winners(s, k, temperature=temperature, **knobs) for s in scores]

@@ -1,0 +1,209 @@
+"""Train a self-ablating transformer on stories; resumable after a stop at any moment.
+
+    python -m sat_lens.train --corpus stories --mask local --k-attn 4 --k-mlp 4 --preset cpu --out runs/local
+
+Every flag can also stand in a YAML file (`--config F.yaml`, dashes as underscores); flags win. The
+run folder gets `log.jsonl`, `last/` and `best/` (lowest held-out loss), both checkpoint folders.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sat_lens.commands import Parser, run
+from sat_lens.config import SelfAblation
+from sat_lens.presets import PRESETS, TrainingSettings
+
+ABLATION_FLAGS = {
+    "estimator": str,
+    "forward": str,
+    "temperature": float,
+    "gap_floor": float,
+    "unit": str,
+    "scope": str,
+    "score_input": str,
+    "detach": str,
+    "w_clean": float,
+    "w_ablated": float,
+    "w_reconstruction": float,
+}
+SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if f.name != "seed"}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        prog="python -m sat_lens.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    p.add_argument("--config", type=Path, help="YAML file with any of these settings")
+    p.add_argument("--corpus", help="`stories`, a path, a Hugging Face name, or a mixture A:0.5+B:0.5")
+    p.add_argument("--held-out", help="held-out corpus; default: one story in 64 of --corpus")
+    p.add_argument("--tokenizer", help="shipped name, file, folder or Hugging Face name (stories-4096)")
+    p.add_argument("--max-tokens", type=int, help="pack at most this many tokens (20,000,000)")
+    p.add_argument("--cache", type=Path, help="folder for packed corpora (runs/packed)")
+    p.add_argument("--mask", choices=("none", "local", "global", "both"))
+    p.add_argument("--k-attn", type=int)
+    p.add_argument("--k-mlp", type=int)
+    p.add_argument("--preset", choices=tuple(PRESETS))
+    p.add_argument("--seed", type=int)
+    p.add_argument("--out", type=Path, help="run folder")
+    p.add_argument("--device")
+    p.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    p.add_argument("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    for name, kind in {**ABLATION_FLAGS, **SETTING_FLAGS}.items():
+        p.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    return p
+
+
+DEFAULTS = {
+    "corpus": "stories",
+    "held_out": None,
+    "tokenizer": "stories-4096",
+    "max_tokens": 20_000_000,
+    "cache": Path("runs/packed"),
+    "mask": "local",
+    "k_attn": 4,
+    "k_mlp": 4,
+    "preset": "cpu",
+    "seed": 0,
+    "device": "cpu",
+    "resume": False,
+    "log_to": None,
+    "quiet": False,
+}
+
+
+def options(argv: Sequence[str] | None) -> dict[str, Any]:
+    """Defaults, then the preset's, then the YAML file's, then the command line's.
+
+    Raises:
+        ValueError: an unknown key in the file, or no --out.
+    """
+    p = parser()
+    given = vars(p.parse_args(argv))
+    known = {action.dest for action in p._actions} - {"help", "config"}
+    stored = _read_yaml(given.pop("config")) if "config" in given else {}
+    if unknown := sorted(set(stored) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r} in the configuration file; known are {', '.join(sorted(known))}")
+    chosen = {**DEFAULTS, **stored, **given}
+    if chosen["preset"] not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {chosen['preset']!r}")
+    chosen = {**DEFAULTS, **PRESETS[chosen["preset"]]["training"], **stored, **given}
+    if "out" not in chosen:
+        raise ValueError("--out is needed: the folder of the run, for example --out runs/local-k4")
+    return {**chosen, "out": Path(chosen["out"]), "cache": Path(chosen["cache"])}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must map settings to values; got {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    chosen = options(argv)
+    ablation = SelfAblation(
+        mask=chosen["mask"],
+        k_attn=chosen["k_attn"],
+        k_mlp=chosen["k_mlp"],
+        **{name: chosen[name] for name in ABLATION_FLAGS if name in chosen},
+    )
+    settings = TrainingSettings(
+        seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen}
+    )
+    out = chosen["out"]
+    if not chosen["resume"] and (out / "last").exists():
+        raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
+    trainer = prepare(chosen, ablation, settings)
+    if chosen["resume"]:
+        trainer.resume()
+    trainer.train(progress=not chosen["quiet"])
+    final = trainer.log.splitlines()[-1] if trainer.log else ""
+    sys.stdout.write(f"{out}\n{final}\n")
+
+
+def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSettings) -> Any:
+    """Text, tokenizer, model and loop of a run."""
+    import torch
+
+    from sat_lens.model import SelfAblatingTransformer
+    from sat_lens.packing import packed
+    from sat_lens.presets import host_config
+    from sat_lens.tokenizers import load_tokenizer
+    from sat_lens.training import Trainer
+
+    tokenizer = load_tokenizer(chosen["tokenizer"])
+    host = host_config(chosen["preset"], len(tokenizer), chosen["device"])
+    texts = {"tokenizer": tokenizer, "cache": chosen["cache"], "progress": not chosen["quiet"]}
+    own = chosen["held_out"] is None
+    train = packed(chosen["corpus"], max_tokens=chosen["max_tokens"], part="train" if own else "all", **texts)
+    held_out = packed(
+        chosen["held_out"] or chosen["corpus"],
+        max_tokens=settings.eval_rows * host.n_ctx,
+        part="held_out" if own else "all",
+        **texts,
+    )
+    torch.manual_seed(settings.seed)
+    model = SelfAblatingTransformer(host, ablation=ablation)
+    model.tokenizer = tokenizer
+    train.check_vocabulary(host.d_vocab)
+    evaluation = held_out.evaluation(host.n_ctx + 1)
+    return Trainer(
+        model,
+        settings,
+        lambda step: train.batch(step, settings.batch_size, host.n_ctx + 1, settings.seed),
+        (evaluation.tokens[: settings.eval_rows], evaluation.mask[: settings.eval_rows, 1:]),
+        chosen["out"],
+        described={
+            "training": {"preset": chosen["preset"], "command": _command(chosen)},
+            "data": {"corpus": _names(chosen["corpus"]), "n_tokens": train.n_tokens, "sha256": train.manifest["files"]["tokens.bin"]["sha256"]},
+        },
+        probes=ioi_probe(tokenizer),
+    )
+
+
+def ioi_probe(tokenizer: Any) -> dict[str, Callable[[Any], float]]:
+    """Accuracy on IOI prompts with held-out name pairs, where the tokenizer allows the task."""
+    from sat_lens.tasks import load_task
+
+    try:
+        task = load_task("ioi", tokenizer, n=200, seed=0)
+    except ValueError:
+        return {}
+
+    def accuracy(model: Any) -> float:
+        return (task.logit_difference(model(task.clean)) > 0).float().mean().item()
+
+    return {"ioi_accuracy": accuracy}
+
+
+def _command(chosen: dict[str, Any]) -> str:
+    """The command that makes this run again, with file names in the place of paths."""
+    skip = {"resume", "quiet", "cache", "device", "log_to"}
+    flags = [
+        f"--{name.replace('_', '-')} {_names(str(value))}"
+        for name, value in chosen.items()
+        if name not in skip and value is not None
+    ]
+    return "python -m sat_lens.train " + " ".join(flags)
+
+
+def _names(corpus: str) -> str:
+    """A corpus description without the folders of one machine."""
+    return "+".join(part.rsplit("/", 1)[-1] for part in corpus.split("+"))
+
+
+if __name__ == "__main__":
+    run(main)
