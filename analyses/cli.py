@@ -73,6 +73,14 @@ def result_names(checkpoints: Sequence[str]) -> list[str]:
     return names
 
 
+def refuse_missing_file(checkpoint: str) -> None:
+    """Raise a FileNotFoundError, before anything heavy is imported, for what can only be a path and is not there."""
+    path = Path(checkpoint)
+    looks_like_a_path = path.is_absolute() or checkpoint.startswith(".") or len(path.parts) > 2 or path.suffix == ".bin"
+    if looks_like_a_path and not path.exists():
+        raise FileNotFoundError(f"no checkpoint {checkpoint!r}: there is no such file or folder")
+
+
 def answer(
     question: str,
     args: argparse.Namespace,
@@ -90,6 +98,8 @@ def answer(
         argv: the command line, for the record; None: the process's own.
     """
     names = result_names(args.checkpoints)
+    for checkpoint in args.checkpoints:
+        refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
     for checkpoint, name in zip(args.checkpoints, names, strict=True):
         with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads

@@ -53,9 +53,15 @@ def heat_map(
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     drawn = figure(title=title, x_title=x_title, y_title=y_title)
     drawn.add_heatmap(
-        z=values, x=x, y=y, colorscale=DIVERGING, zmin=-largest, zmax=largest,
-        colorbar={"title": {"text": unit}}, hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.4g}}<extra></extra>",
-    )  # fmt: skip
+        z=values,
+        x=x,
+        y=y,
+        colorscale=DIVERGING,
+        zmin=-largest,
+        zmax=largest,
+        colorbar={"title": {"text": unit}},
+        hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{z:.4g}}<extra></extra>",
+    )
     drawn.update_xaxes(dtick=1 if x is None else None, showgrid=False)
     drawn.update_yaxes(dtick=1 if y is None else None, showgrid=False)
     return drawn

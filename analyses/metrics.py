@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,9 +26,7 @@ def top_1_accuracy(logits: Float[Tensor, "*batch d_vocab"], answers: Int[Tensor,
     return (logits.argmax(-1) == answers).double().mean().item()
 
 
-def cross_entropy(
-    logits: Float[Tensor, "*batch d_vocab"], targets: Int[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def cross_entropy(logits: Float[Tensor, "*batch d_vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Minus the log-probability of the target. Nats a token, from 0 up; lower is better."""
     return logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]
 

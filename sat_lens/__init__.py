@@ -13,7 +13,7 @@ k_attn, k_mlp       how many channels and how many neurons of a layer may speak 
 gate                a relevance head: the linear map that scores units.
 local               gates of layer l read the clean stream that enters layer l.
 global              gates of all layers read the final, normalised clean stream.
-gated z, gated post z and neuron activations of the ablated stream after multiplication by the mask.
+gated z, post       the ablated stream's z and neuron activations after multiplication by the mask.
 
 Nothing happens on import, and neither torch nor TransformerLens is imported before a name that
 needs it is asked for.

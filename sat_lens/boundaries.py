@@ -35,7 +35,7 @@ def marked_stories(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         *ended, rest = line.split(SEPARATOR)
         for piece in ended:
-            yield "\n".join([*running, piece])
+            yield "\n".join([*running, piece]).strip()
             running, n_ended = [], n_ended + 1
         running.append(rest)
     last = "\n".join(running).strip()

@@ -152,7 +152,7 @@ def load_any(name: Path | str, device: str = "cpu") -> HookedTransformer:
     if str(name).endswith(".bin"):
         from sat_lens.convert import from_llama2c
 
-        return from_llama2c(name).to(device)
+        return from_llama2c(name).to(device, print_details=False)
     try:
         return load(name, device)
     except FileNotFoundError as missing:

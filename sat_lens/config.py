@@ -117,7 +117,7 @@ class SelfAblation:
         return cls(**fields)
 
 
-def _is_number(value: object, above: float | None = None) -> bool:
+def _is_number(value: object, above: int | None = None) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value < float("inf") and (above is None or value > above)

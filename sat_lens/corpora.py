@@ -187,8 +187,6 @@ def _lines(path: Path) -> Iterator[str]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 raise CorpusError(f"a line must be at most 64 MB; {path} has a longer one at byte {position}")
-            if (null := line.find(b"\0")) >= 0:
-                raise CorpusError(f"a corpus must be text; {path} has a NUL at byte {position + null}")
             try:
                 text = line.decode("utf-8-sig" if position == 0 else "utf-8")
             except UnicodeDecodeError as error:
@@ -196,6 +194,8 @@ def _lines(path: Path) -> Iterator[str]:
                     f"a corpus must be UTF-8; {path} has the byte 0x{line[error.start]:02x} at byte "
                     f"{position + error.start}, which is not"
                 ) from None
+            if (null := line.find(b"\0")) >= 0:
+                raise CorpusError(f"a corpus must be text; {path} has a NUL at byte {position + null}")
             position += len(line)
             yield text.rstrip("\r\n")
 

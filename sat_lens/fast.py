@@ -50,6 +50,8 @@ def applies(model: Any) -> bool:
         and not (cfg.attn_only or cfg.parallel_attn_mlp or cfg.gated_mlp or cfg.use_local_attn)
         and not (cfg.use_qk_norm or cfg.use_attention_sinks or cfg.use_normalization_before_and_after)
         and not (cfg.attn_scores_soft_cap > 0 or cfg.output_logits_soft_cap > 0)
+        and not (cfg.post_embedding_ln or cfg.use_logn_attn or (cfg.original_architecture or "").startswith("Olm"))
+        and cfg.clip_qkv is None
         and cfg.num_experts is None
         and model.ablation.score_input == "raw"
         and cfg.dtype in (torch.float32, torch.float64)

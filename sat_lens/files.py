@@ -41,6 +41,8 @@ def replace_folder(temporary: Path | str, final: Path | str) -> None:
 def recovered(final: Path | str) -> Path:
     """`final`, after undoing a `replace_folder` that was cut off between its two renames."""
     final = Path(final)
+    if final.name in ("", ".."):  # the folder one stands in, or the root: nothing was renamed onto it
+        return final
     old = final.with_name(f".{final.name}.old")
     if old.exists() and not final.exists():
         os.replace(old, final)

@@ -15,6 +15,7 @@ once, the ablated stream has hook points of its own, and all masks are chosen be
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -229,7 +230,9 @@ class SelfAblatingTransformer(HookedTransformer):
 
         Tied embeddings are two parameters there (TransformerLens has no tying): a view of one memory.
         """
-        plain = hooked_transformer(self.cfg)
+        cfg = copy.copy(self.cfg)  # its own: processing the plain model's weights changes its configuration
+        cfg.init_weights = False
+        plain = hooked_transformer(cfg)
         plain.tokenizer = self.tokenizer
         state = self.state_dict(keep_vars=True)
         for key in plain.state_dict(keep_vars=True):

@@ -91,9 +91,8 @@ def options(argv: Sequence[str] | None) -> dict[str, Any]:
     stored = _read_yaml(given.pop("config")) if "config" in given else {}
     if unknown := sorted(set(stored) - known):
         raise ValueError(f"unknown setting {unknown[0]!r} in the configuration file; known are {', '.join(sorted(known))}")
+    stored = vars(p.parse_args(_as_flags(stored)))
     chosen = {**DEFAULTS, **stored, **given}
-    if chosen["preset"] not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {chosen['preset']!r}")
     chosen = {**DEFAULTS, **PRESETS[chosen["preset"]]["training"], **stored, **given}
     if "out" not in chosen:
         raise ValueError("--out is needed: the folder of the run, for example --out runs/local-k4")
@@ -110,6 +109,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must map settings to values; got {type(content).__name__}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _as_flags(stored: dict[str, Any]) -> list[str]:
+    """Settings of a file as command-line arguments, so that one parser gives all of them their types."""
+    flags = []
+    for key, value in stored.items():
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            flags.append(f"{flag}={value}")
+    return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -141,6 +152,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
     from sat_lens.model import SelfAblatingTransformer
     from sat_lens.packing import packed
     from sat_lens.presets import host_config
+    from sat_lens.run_log import run_log
     from sat_lens.tokenizers import load_tokenizer
     from sat_lens.training import Trainer
 
@@ -171,6 +183,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
             "data": {"corpus": _names(chosen["corpus"]), "n_tokens": train.n_tokens, "sha256": train.manifest["files"]["tokens.bin"]["sha256"]},
         },
         probes=ioi_probe(tokenizer),
+        on_log=run_log(chosen["log_to"], chosen["out"], ablation.to_dict()) if chosen["log_to"] else None,
     )
 
 

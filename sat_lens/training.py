@@ -40,6 +40,7 @@ class Trainer:
         folder: the run folder.
         described: what else the checkpoints' `training` and `data` entries should say.
         probes: named functions of the model whose numbers are logged at each evaluation.
+        on_log: also told every line of the log (wandb, TensorBoard).
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Trainer:
         folder: Path,
         described: dict[str, dict[str, Any]] | None = None,
         probes: dict[str, Callable[[SelfAblatingTransformer], float]] | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.model, self.settings, self.batches, self.held_out = model, settings, batches, held_out
-        self.folder, self.described, self.probes = folder, described or {}, probes or {}
+        self.folder, self.described, self.probes, self.on_log = folder, described or {}, probes or {}, on_log
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
         )
@@ -69,7 +71,7 @@ class Trainer:
         torch.set_num_threads(settings.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_whole(self.folder / checkpoint.LOG, self.log)
-        if self.step == 0:
+        if not self.log:
             self._evaluate()
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=None if progress else True)
         since, tokens = time.perf_counter(), 0
@@ -157,9 +159,9 @@ class Trainer:
         self._write_log({"step": self.step, **{f"held_out_{name}": value for name, value in found.items()}})
         is_best = found["total"] < self.best
         self.best = min(self.best, found["total"])
-        self._save("last", state=True)
         if is_best:
-            self._save("best", state=False)
+            self._save("best", state=False)  # before `last`, which remembers that it was the best
+        self._save("last", state=True)
 
     def _save(self, name: str, state: bool) -> None:
         checkpoint.save(
@@ -189,6 +191,8 @@ class Trainer:
         self.log += text
         with open(self.folder / checkpoint.LOG, "a", encoding="utf-8") as file:
             file.write(text)
+        if self.on_log is not None:
+            self.on_log(line)
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is {self.folder / 'last'}"

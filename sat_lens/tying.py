@@ -38,10 +38,10 @@ def _add_tied_weight(module: TiedUnembed, state: dict[str, Tensor], prefix: str,
 
 
 def _check_tied_weight(module: TiedUnembed, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Take `W_U` out before loading, or say that it is not the embedding (a missing one is fine)."""
+    """Take `W_U` out of what is loaded, or say that it is not the embedding, which was loaded just before."""
     weight = state.pop(prefix + "W_U", None)
-    embedding = state.get(prefix.removesuffix("unembed.") + "embed.W_E")
-    if weight is not None and embedding is not None and not torch.equal(weight, embedding.T):
+    embedding = module._embed[0].W_E.detach().T
+    if weight is not None and not torch.equal(weight.to(embedding), embedding):
         raise ValueError(
             "the embeddings are tied (cfg.tie_word_embeddings), but unembed.W_U is not the transpose of "
             "embed.W_E; untie them in the configuration to load both"

@@ -1,7 +1,7 @@
 """Where in a model is a task done? See `python -m analyses.localization --help`.
 
-    from analyses.localization import unit_effects
-    result = unit_effects(model, load_task("ioi", model.tokenizer, n=128))
+In Python: `unit_effects(model, load_task("ioi", model.tokenizer, n=128))` gives a Result, and
+`unit_figures(result)` its figures.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ _HOMES = {
     "head_figure": "figures",
     "unit_figures": "figures",
 }
-__all__ = ["concentration_figure", "effects_figure", "head_figure", "unit_effects", "unit_figures"]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,5 +74,3 @@ def _title(result: Result, what: str) -> str:
     task, knobs = result.meta.get("task", {}), result.meta.get("knobs", {})
     details = [str(x) for x in (task.get("name"), knobs.get("ablation"), knobs.get("stream")) if x]
     return f"{what} ({', '.join(details)})" if details else what
-
-

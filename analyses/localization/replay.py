@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry as KeysValues
@@ -52,9 +51,7 @@ class Baseline:
     masks: dict[tuple[int, Site], Tensor]
 
 
-def baseline(
-    model: Any, tokens: Int[Tensor, "n pos"], *, stream: str = "clean", positions: str = "all"
-) -> Baseline:
+def baseline(model: Any, tokens: Int[Tensor, "n pos"], *, stream: str = "clean", positions: str = "all") -> Baseline:
     """Run `tokens` once.
 
     Args:
@@ -108,6 +105,7 @@ def end_masks(model: Any, tokens: Int[Tensor, "n pos"]) -> dict[tuple[int, Site]
     masks: dict[tuple[int, Site], Tensor] = {}
     hooks = []
     for layer, site in sites(model.cfg):
+
         def keep(mask: Tensor, hook: Any, key: tuple[int, Site] = (layer, site)) -> None:
             masks[key] = mask[:, -1:]
 

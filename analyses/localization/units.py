@@ -227,9 +227,7 @@ def batches(lengths: Int[Tensor, " n"], batch: int) -> Iterator[Int[Tensor, " ro
         yield from (lengths == length).nonzero()[:, 0].split(batch)
 
 
-def _chunks(
-    cfg: Any, base: Baseline, columns: Tensor, memory_mb: int
-) -> Iterator[tuple[int, Int[Tensor, " copies"]]]:
+def _chunks(cfg: Any, base: Baseline, columns: Tensor, memory_mb: int) -> Iterator[tuple[int, Int[Tensor, " copies"]]]:
     """Layer and units of one forward pass, so many that their copies fit the memory."""
     n, pos, d_model = base.resid_pre[0].shape
     per_token = 6 * d_model + 4 * cfg.n_heads * cfg.d_head + 4 * (cfg.d_mlp or 0) + 3 * cfg.n_heads * pos

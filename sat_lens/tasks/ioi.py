@@ -91,8 +91,7 @@ def _prompt(
         text = template.format(A=a, B=b, S=s, **words)
         x, y, z = fresh if corrupt == "fresh" else (a, b, io)
         clean, other = (
-            start_ids(tokenizer) + text_ids(t, tokenizer)
-            for t in (text, template.format(A=x, B=y, S=z, **words))
+            start_ids(tokenizer) + text_ids(t, tokenizer) for t in (text, template.format(A=x, B=y, S=z, **words))
         )
         at = _name_positions(text, io, s, clean, tokenizer)
         if at is not None and len(clean) == len(other) and _continues(text, io, s, names, tokenizer):

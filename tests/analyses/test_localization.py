@@ -1,9 +1,3 @@
-import json
-import re
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -288,7 +282,9 @@ def copying_task():
     prompts = [[FILLER, name, FILLER, ASK] for name in NAMES] * 2
     other = [[FILLER, (name + 1) % 4, FILLER, ASK] for name in NAMES] * 2
     names = torch.tensor([*NAMES, *NAMES])
-    return Task("copy", torch.tensor(prompts), torch.tensor(other), names, (names + 2) % 4, {"end": torch.full((8,), 3)})
+    return Task(
+        "copy", torch.tensor(prompts), torch.tensor(other), names, (names + 2) % 4, {"end": torch.full((8,), 3)}
+    )
 
 
 def yes_task():
@@ -349,7 +345,8 @@ def test_figures_are_drawn_from_disk_alone(tmp_path):
     heat = head_figure(loaded).data[0]
     assert np.asarray(heat.z).shape == (2, 3) and np.nanargmax(np.asarray(heat.z)) == 1 * 3 + 2
     assert [trace.name for trace in effects_figure(loaded, "neuron").data] == ["layer 0", "layer 1"]
-    assert [trace.name.split()[0] for trace in concentration_figure(loaded).data] == ["all", "heads", "channels", "neurons"]
+    curves = [trace.name.split(" (")[0] for trace in concentration_figure(loaded).data]
+    assert curves == ["all equal", "heads", "channels", "neurons"]
     names = {"heads", "heads_sorted", "channels_sorted", "neurons_sorted", "concentration"}
     assert set(unit_figures(loaded)) == names
     assert "copy, mean, clean" in head_figure(loaded).layout.title.text

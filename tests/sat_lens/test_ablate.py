@@ -42,7 +42,9 @@ def test_resampled_activations_are_taken_row_by_row(model, tokens):
     hook = resample(cache[Z][donors]).hook()
     logits = model.run_with_hooks(tokens, fwd_hooks=[(Z, hook)])
     for row, donor in enumerate(donors.tolist()):
-        alone = model.run_with_hooks(tokens[row : row + 1], fwd_hooks=[(Z, lambda z, hook, d=donor: cache[Z][d : d + 1])])
+        alone = model.run_with_hooks(
+            tokens[row : row + 1], fwd_hooks=[(Z, lambda z, hook, d=donor: cache[Z][d : d + 1])]
+        )
         assert torch.allclose(alone[0], logits[row])
 
 

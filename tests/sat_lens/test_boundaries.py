@@ -10,17 +10,17 @@ _WHOLE = "Lily had a red ball. She played with it every day. " * 10
 
 def test_a_marker_ends_a_story_on_a_line_of_its_own_or_within_one():
     lines = ["One.", "Two.", "<|endoftext|>", "Three.<|endoftext|>Four.", "<|endoftext|>"]
-    assert list(marked_stories(lines)) == ["One.\nTwo.\n", "Three.", "Four.\n"]
+    assert list(marked_stories(lines)) == ["One.\nTwo.", "Three.", "Four."]
 
 
 @pytest.mark.parametrize("end", ["She was glad.", 'He said "yes!"', "Why?", "The end.\u201d"])
 def test_a_last_story_without_marker_is_kept_when_it_ends_like_a_sentence(end):
-    assert list(marked_stories(["One.", "<|endoftext|>", end])) == ["One.\n", end]
+    assert list(marked_stories(["One.", "<|endoftext|>", end])) == ["One.", end]
 
 
 @pytest.mark.parametrize("end", ["She said it was", "He had a,", "Then"])
 def test_a_last_story_that_was_cut_is_left_out(end):
-    assert list(marked_stories(["One.", "<|endoftext|>", end])) == ["One.\n"]
+    assert list(marked_stories(["One.", "<|endoftext|>", end])) == ["One."]
 
 
 def test_blocks_stand_between_empty_lines():

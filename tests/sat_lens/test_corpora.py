@@ -95,7 +95,7 @@ def test_without_network_a_hub_dataset_is_a_corpus_error(monkeypatch):
         ("a\r\nb\rc", "a\nb\nc"),
         ("a\n\n \n\nb", "a\nb"),
         ("  a\tb  \n", "a b"),
-        ("a\x00\x07\x1b[1m\x7f\x9fb\ufeff", "a[1mb"),
+        ("a\x00\x07\x1b[1m\x7f\x81b\ufeff", "a[1mb"),
         ("a\u2028b", "a\nb"),
         ("\ud800a", "a"),
         ("\u00e2\u20ac\u0153Hi,\u00e2\u20ac\x9d he said. It\u00e2\u20ac\u2122s", "\u201cHi,\u201d he said. It\u2019s"),

@@ -27,7 +27,12 @@ _PATTERNS = [_pattern(template) for template in IOI_TEMPLATES]
 
 
 def _indirect_objects(texts: list[str]) -> list[re.Match[str]]:
-    return [match for text in texts for pattern in _PATTERNS for match in pattern.finditer(text)]
+    """All of them; of those that end at the same place, as "Then, A and B ..." and "A and B ..." do, one."""
+    found = []
+    for text in texts:
+        at = {match.start("IO"): match for pattern in reversed(_PATTERNS) for match in pattern.finditer(text)}
+        found += at.values()
+    return found
 
 
 def _names_in(text: str) -> set[str]:

@@ -94,8 +94,8 @@ def test_a_prompt_starts_with_the_beginning_of_text_and_ends_before_the_answer(i
 @pytest.mark.parametrize("split", ["held_out", "train"])
 def test_a_split_holds_only_pairs_of_its_side(split, tokenizer):
     task = ioi_task(tokenizer, n=60, split=split)
-    pairs = [tuple(tokenizer.convert_ids_to_tokens([a, b])) for a, b in zip(task.answers.tolist(), task.wrong_answers.tolist(), strict=True)]  # fmt: skip
-    assert {is_held_out_pair(*pair) for pair in pairs} == {split == "held_out"}
+    ids = torch.stack([task.answers, task.wrong_answers], 1).tolist()
+    assert {is_held_out_pair(*tokenizer.convert_ids_to_tokens(pair)) for pair in ids} == {split == "held_out"}
 
 
 def test_the_counterfactual_has_three_fresh_names_in_the_places_of_the_old_ones(ioi):
@@ -182,7 +182,9 @@ def test_auto_circuit_prompts_are_read_as_they_stand(tmp_path, tokenizer):
 
 
 def test_a_long_file_is_sampled_in_its_order(tmp_path, tokenizer):
-    prompts = [PROMPT | {"clean": PROMPT["clean"].replace("ball", thing), "corrupt": PROMPT["corrupt"]} for thing in OBJECTS]
+    prompts = [
+        PROMPT | {"clean": PROMPT["clean"].replace("ball", thing), "corrupt": PROMPT["corrupt"]} for thing in OBJECTS
+    ]
     path = written(tmp_path, json.dumps({"prompts": prompts}))
     texts = load_task(path, tokenizer, n=5, seed=3).prompts
     assert len(texts) == 5 and list(texts) == [p["clean"] for p in prompts if p["clean"] in texts]
@@ -210,7 +212,7 @@ def test_eap_answers_are_ids_or_texts(tmp_path, tokenizer):
         ("x.json", json.dumps({"prompts": [PROMPT | {"answers": []}]}), "prompt 0"),
         ("x.json", json.dumps({"prompts": [PROMPT | {"answers": [True]}]}), "prompt 0"),
         ("x.json", json.dumps({"prompts": [PROMPT | {"clean": 7}]}), "prompt 0"),
-        ("x.json", json.dumps({"prompts": [PROMPT, PROMPT | {"answers": [" Rob Sue"]}]}), "prompt 1: an answer must be one token"),
+        ("x.json", json.dumps({"prompts": [PROMPT, PROMPT | {"answers": [" Rob Sue"]}]}), "prompt 1: an answer must"),
         ("x.json", json.dumps({"prompts": [PROMPT | {"answers": [""]}]}), "prompt 0"),
         ("x.json", json.dumps({"prompts": [PROMPT | {"wrong_answers": [" Rob"]}]}), "prompt 0 are the same"),
         ("x.json", json.dumps({"prompts": [PROMPT | {"corrupt": "Tom to"}]}), "prompt 0: clean and corrupt"),

@@ -1,0 +1,136 @@
+"""A page that stands alone: it asks no server for anything, and no text that it shows can run in it.
+
+Every text goes through `escaped`. Figures travel as JSON in data blocks, which a browser does not run.
+Should a tag slip through all the same, the page's Content-Security-Policy names by hash the two scripts
+that may run, Plotly's and the five lines that draw, and forbids every request.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from analyses.page_style import STYLE
+
+DRAW = """
+for (const block of document.querySelectorAll('script.figure')) {
+  const figure = JSON.parse(block.textContent);
+  Plotly.newPlot(block.previousElementSibling, figure.data, figure.layout, {responsive: true, displaylogo: false});
+}
+"""
+MISSING = "–"
+
+
+def escaped(value: object) -> str:
+    """Text for an element or a quoted attribute: no markup, no control character, no lone surrogate.
+
+    Control characters become their pictures (U+2400..), the newline its sign and a line break.
+    """
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return html.escape("".join(_visible(character) for character in text), quote=True)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if character == "\n":
+        return "↵\n"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if 0x7F <= code < 0xA0 or code in (0x2028, 0x2029):
+        return "\ufffd"
+    return character
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for a table: whole ones with commas, others with so many decimals, a dash for none."""
+    if value is None or value != value or str(value) == "<NA>":
+        return MISSING
+    return f"{value:,}" if isinstance(value, int) else f"{float(value):.{digits}f}"
+
+
+def interval(value: Any, low: Any, high: Any, digits: int = 3) -> str:
+    """`0.914 [0.871, 0.943]`."""
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def table_html(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
+    """A table that scrolls sideways on a narrow screen; cells are text and are escaped."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    return (
+        f'<div class="wide"><table><caption>{escaped(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
+    )
+
+
+def pairs_html(title: str, pairs: Mapping[str, object]) -> str:
+    """A small table of names and values; values that are no text are shown as JSON."""
+    rows = "".join(
+        f'<tr><th scope="row">{escaped(name)}</th>'
+        f"<td>{escaped(value if isinstance(value, str) else json.dumps(value))}</td></tr>\n"
+        for name, value in pairs.items()
+    )
+    return f'<div class="wide"><table class="pairs"><caption>{escaped(title)}</caption>{rows}</table></div>\n'
+
+
+def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 340) -> str:
+    """A Plotly figure with its title above and its caption below, both text.
+
+    Args:
+        drawn: left as it is; its own title is not shown.
+        title: what it shows.
+        caption: how to read it: units, n, what was ablated.
+        height: CSS pixels; the width is that of the page.
+    """
+    drawn = go.Figure(drawn)
+    drawn.update_layout(title=None, margin={"t": 16, "r": 16, "l": 60, "b": 50}, height=height, autosize=True)
+    drawn.update_layout(legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0})
+    return (
+        f'<figure><h4>{escaped(title)}</h4><div class="plot" style="height:{height}px"></div>'
+        f'<script type="application/json" class="figure">{script_data(drawn.to_json())}</script>'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>\n"
+    )
+
+
+def script_data(json_text: str) -> str:
+    """JSON that may stand in a script element: what could end it or open a comment is written as escapes."""
+    for character in "<>&\u2028\u2029":
+        json_text = json_text.replace(character, f"\\u{ord(character):04x}")
+    return json_text
+
+
+def details_html(summary: str, body: str, opened: bool = False) -> str:
+    """A part that opens without a script. `summary` is text, `body` is HTML."""
+    return f"<details{' open' if opened else ''}><summary>{escaped(summary)}</summary>\n{body}</details>\n"
+
+
+def document(title: str, body: str) -> str:
+    """The whole page. `title` is text, `body` HTML that the functions above made."""
+    scripts = (get_plotlyjs(), DRAW) if 'class="figure"' in body else ()
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(_csp_hash(script) for script in scripts) or chr(39) + 'none' + chr(39)}",
+            "style-src 'unsafe-inline'",  # Plotly writes its style sheet as it draws
+            "img-src data: blob:",  # heat maps are images that Plotly makes
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escaped(title)}</h1>\n{body}</main>\n"
+        f"{''.join(f'<script>{script}</script>' for script in scripts)}\n</body>\n</html>\n"
+    )
+
+
+def _csp_hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}'"

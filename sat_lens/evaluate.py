@@ -1,0 +1,153 @@
+"""Held-out loss and IOI accuracy of checkpoints: nats a token, bits a character, with intervals.
+
+    python -m sat_lens.evaluate none-s0 local-k4-s0 --corpus valid.txt
+
+Each story is one row, from the separator on; a story longer than the model's context goes on in the
+next row, where the model sees only what is in that row. Intervals: 95 %, bootstrap over stories
+(loss) and Wilson (accuracy). Prints one JSON object a checkpoint.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sat_lens.commands import Parser, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+N_RESAMPLES = 2000
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(
+        prog="python -m sat_lens.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("checkpoints", nargs="+")
+    p.add_argument("--corpus", default="stories", help="held-out text (the generator, with a seed of its own)")
+    p.add_argument("--max-tokens", type=int, default=200_000, help="of the corpus (200,000)")
+    p.add_argument("--n", type=int, default=1000, help="IOI prompts, of held-out pairs of names (1,000)")
+    p.add_argument("--device", default="cpu")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    from sat_lens.checkpoint import load_any
+
+    for name in args.checkpoints:
+        model = load_any(name, args.device)
+        found = {"checkpoint": Path(name).name, "corpus": Path(args.corpus).name}
+        found |= corpus_losses(model, args.corpus, args.max_tokens)
+        found |= ioi_accuracy(model, args.n)
+        sys.stdout.write(json.dumps(found) + "\n")
+
+
+def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
+    """Losses of each stream on a corpus, with n_tokens, n_stories and n_characters.
+
+    Raises:
+        ValueError: a model without a tokenizer, or a corpus that cannot be read.
+    """
+    import torch
+
+    from sat_lens.packing import packed
+
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer; it cannot read a corpus")
+    with tempfile.TemporaryDirectory() as cache:
+        tokens = packed(corpus, model.tokenizer, cache, max_tokens=max_tokens, seed=1_000_003)
+        tokens.check_vocabulary(model.cfg.d_vocab)
+        rows = tokens.evaluation(min(model.cfg.n_ctx, 512) + 1)
+        story = (~rows.continued).long().cumsum(0) - 1
+        found = {
+            "n_tokens": rows.n_predicted,
+            "n_stories": int(story[-1]) + 1,
+            "n_characters": rows.n_characters,
+            "n_continued": rows.n_continued,
+        }
+    with torch.inference_mode():
+        sums = row_losses(model, rows.tokens, rows.mask[:, 1:])
+    counts = _by_story(rows.mask[:, 1:].sum(1).double(), story)
+    for stream, values in sums.items():
+        by_story = _by_story(values, story)
+        low, high = _ratio_interval(by_story, counts)
+        found[f"{stream}_nats_a_token"] = round((by_story.sum() / counts.sum()).item(), 4)
+        found[f"{stream}_ci"] = [round(low, 4), round(high, 4)]
+        found[f"{stream}_bits_a_character"] = round(by_story.sum().item() / math.log(2) / rows.n_characters, 4)
+    return found
+
+
+def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, "Tensor"]:
+    """Summed loss of each row and stream, nats."""
+    import torch
+    import torch.nn.functional as F
+
+    gated = getattr(model, "ablation", None) is not None and model.ablation.mask != "none"
+    streams = ("clean", "ablated") if gated else ("clean",)
+    parts: dict[str, list[Any]] = {stream: [] for stream in streams}
+    for rows, mask in zip(tokens.split(batch_size), counts.split(batch_size), strict=True):
+        rows, mask = rows.to(model.cfg.device), mask.to(model.cfg.device)
+        outputs = model(rows[:, :-1], stream="both") if gated else (model(rows[:, :-1]),)
+        for stream, logits in zip(streams, outputs, strict=True):
+            losses = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none") * mask
+            parts[stream].append(losses.double().sum(1).cpu())
+    return {stream: torch.cat(values) for stream, values in parts.items()}
+
+
+def ioi_accuracy(model: Any, n: int) -> dict[str, Any]:
+    """Share of IOI prompts on which the right name beats the repeated one, both name orders alike."""
+    import torch
+
+    from sat_lens.tasks import load_task
+
+    try:
+        task = load_task("ioi", model.tokenizer, n=n, seed=0)
+    except ValueError as error:
+        return {"ioi": f"not measured: {error}"}
+    gated = getattr(model, "ablation", None) is not None and model.ablation.mask != "none"
+    found: dict[str, Any] = {"ioi_n": task.n}
+    for stream in ("clean", "ablated") if gated else ("clean",):
+        with torch.inference_mode():
+            logits = model(task.clean, **({} if stream == "clean" else {"stream": stream}))
+            right = int((task.logit_difference(logits) > 0).sum())
+            first = int((task.at_end(logits).argmax(-1) == task.answers).sum())
+        found[f"{stream}_ioi_accuracy"] = right / task.n
+        found[f"{stream}_ioi_ci"] = [round(bound, 4) for bound in wilson(right, task.n)]
+        found[f"{stream}_ioi_top1"] = first / task.n
+    return found
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    share, spread = right / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _by_story(rows: "Tensor", story: "Tensor") -> "Tensor":
+    import torch
+
+    return torch.zeros(int(story[-1]) + 1, dtype=torch.float64).index_add_(0, story, rows.double())
+
+
+def _ratio_interval(values: "Tensor", counts: "Tensor") -> tuple[float, float]:
+    """95 % bootstrap interval, over stories, of sum(values) / sum(counts)."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, len(values), (N_RESAMPLES, len(values)), generator=random)
+    ratios = values[drawn].sum(1) / counts[drawn].sum(1)
+    return ratios.quantile(0.025).item(), ratios.quantile(0.975).item()
+
+
+if __name__ == "__main__":
+    run(main)

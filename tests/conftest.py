@@ -1,0 +1,136 @@
+"""Fixtures that the tests share: real data, small models whose every weight matters, no network."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REAL_DATA = "SAT_LENS_REAL_DATA"
+WITHOUT_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+os.environ.update(WITHOUT_NETWORK)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"real_data: needs the folder that {REAL_DATA} names")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+def missing_real_data() -> str | None:
+    """Why the real data cannot be used, or None where they can."""
+    folder = os.environ.get(REAL_DATA)
+    if not folder:
+        return f"{REAL_DATA} is not set: no real data to test with"
+    return None if Path(folder).is_dir() else f"{REAL_DATA} names no folder: {folder}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := missing_real_data():
+        for item in items:
+            if item.get_closest_marker("real_data"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data; a test that asks for it skips where there is none."""
+    if reason := missing_real_data():
+        pytest.skip(reason)
+    return Path(os.environ[REAL_DATA]).resolve()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bit-exact comparisons need one thread; torch is not imported for the tests that do without."""
+    import sys
+
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Any]:
+    """`tiny_config(**changes)`: a HookedTransformerConfig of the paper's layout, two layers, 29 ids."""
+
+    def build(**changes: Any) -> Any:
+        import torch
+
+        from sat_lens._tl import HookedTransformerConfig
+
+        fields = {
+            "n_layers": 2,
+            "d_model": 16,
+            "n_heads": 4,
+            "d_head": 4,
+            "d_mlp": 24,
+            "d_vocab": 29,
+            "n_ctx": 16,
+            "act_fn": "gelu_new",
+            "normalization_type": "LN",
+            "use_attn_scale": False,
+            "tie_word_embeddings": True,
+            "dtype": torch.float64,
+            "device": "cpu",
+        }
+        return HookedTransformerConfig(**fields | changes)
+
+    return build
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """`tiny_model(ablation={...}, seed=0, **config changes)`; mask "local", k 3 and 5 by default.
+
+    Every weight, bias and gain is random, so that none of them can be left out unnoticed. When the
+    test ends, no model may have a hook left.
+    """
+    made = []
+
+    def build(ablation: dict[str, Any] | None = None, seed: int = 0, **changes: Any) -> Any:
+        from sat_lens import SelfAblatingTransformer, SelfAblation
+
+        chosen = SelfAblation(**{"k_attn": 3, "k_mlp": 5} | (ablation or {}))
+        model = SelfAblatingTransformer(tiny_config(**changes), ablation=chosen)
+        perturb(model, seed)
+        made.append(model.eval())
+        return model
+
+    yield build
+    for model in made:
+        assert not hooks_on(model), f"hooks were left on {hooks_on(model)}"
+
+
+@pytest.fixture
+def tokens() -> Any:
+    """Random ids [2, 9] of the tiny vocabulary."""
+    import torch
+
+    return torch.randint(29, (2, 9), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def no_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.losses` takes the hooked path."""
+    monkeypatch.setattr("sat_lens.fast.applies", lambda model: False)
+
+
+def perturb(model: Any, seed: int) -> None:
+    """Random normal weights of moderate size; norm gains around 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            is_gain = name.endswith(".w")
+            parameter.copy_(noise * 0.3 + (1.0 if is_gain else 0.0))
+
+
+def hooks_on(model: Any) -> list[str]:
+    """Names of the modules that carry a hook of any kind."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "fwd_hooks", "bwd_hooks")
+    return [name for name, module in model.named_modules() if any(getattr(module, kind, None) for kind in kinds)]
