@@ -2,7 +2,7 @@
 
 Every text goes through `escaped`. Figures travel as JSON in data blocks, which a browser does not run.
 Should a tag slip through all the same, the page's Content-Security-Policy names by hash the two scripts
-that may run, Plotly's and the five lines that draw, and forbids every request.
+that may run, Plotly's and the lines that draw, and forbids every request.
 """
 
 import base64
@@ -20,7 +20,10 @@ from analyses.page_style import STYLE
 DRAW = """
 for (const block of document.querySelectorAll('script.figure')) {
   const figure = JSON.parse(block.textContent);
-  Plotly.newPlot(block.previousElementSibling, figure.data, figure.layout, {responsive: true, displaylogo: false});
+  Plotly.newPlot(block.previousElementSibling, figure.data, figure.layout, {
+    responsive: true, displaylogo: false, plotlyServerURL: '',
+    modeBarButtons: [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']],
+  });
 }
 """
 MISSING = "–"
@@ -88,8 +91,10 @@ def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 340) -
         height: CSS pixels; the width is that of the page.
     """
     drawn = go.Figure(drawn)
-    drawn.update_layout(title=None, margin={"t": 16, "r": 16, "l": 60, "b": 50}, height=height, autosize=True)
-    drawn.update_layout(legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0})
+    drawn.update_layout(title=None, margin={"t": 30, "r": 16, "l": 60, "b": 100}, height=height, autosize=True)
+    drawn.update_layout(legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0})
+    if len(drawn.data) == 1:
+        drawn.update_layout(margin={"b": 50})
     return (
         f'<figure><h4>{escaped(title)}</h4><div class="plot" style="height:{height}px"></div>'
         f'<script type="application/json" class="figure">{script_data(drawn.to_json())}</script>'

@@ -22,7 +22,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.4em 0; }
 h2 { font-size: 1.35rem; margin: 2em 0 0.4em; padding-top: 0.4em; border-top: 2px solid #222; overflow-wrap: anywhere; }
 h3 { font-size: 1.1rem; margin: 1.6em 0 0.3em; }
 h4 { font-size: 1rem; margin: 0 0 0.3em; }
-p, figcaption, caption, li { max-width: 75ch; }
+p, figcaption, caption, li { max-width: 80ch; }
 a { color: #005a8e; }
 nav ul { padding-left: 1.2em; margin: 0.3em 0; }
 .warning { border-left: 4px solid #d55e00; padding: 0.2em 0.8em; background: #fdf3ea; }
@@ -46,7 +46,7 @@ summary { cursor: pointer; font-size: 0.92rem; }
 .legend span { padding: 1px 6px; }
 .mark { color: #767676; }
 .cards { display: flex; flex-wrap: wrap; gap: 4px; margin: 0.6em 0; }
-.card { width: 84px; border: 1px solid #ddd; border-radius: 3px; padding: 2px 3px; font-size: 10px; line-height: 1.25; }
+.card { width: 92px; border: 1px solid #ddd; border-radius: 3px; padding: 2px 3px; font-size: 10px; line-height: 1.25; }
 .card b { display: block; font-size: 12px; font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; }
 .card small { display: block; font-size: 10px; color: #333; }
 .heads { display: flex; gap: 1px; margin: 1px 0; }

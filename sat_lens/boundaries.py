@@ -86,6 +86,4 @@ def opens_story(paragraph: str, running: str) -> bool:
     if introduction is None or introduction[1] in _NO_NAMES:
         return False
     unknown = re.search(rf"\b{introduction[1]}\b", running) is None
-    return unknown or (
-        introduction[4] is not None and introduction[3] not in ("had", "has", "want", "wants", "wanted")
-    )
+    return unknown or (introduction[4] is not None and introduction[3] not in ("had", "has", "want", "wants", "wanted"))

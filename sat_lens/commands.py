@@ -54,7 +54,7 @@ def list_commands(folder: Path | str, package: str) -> str:
     rows = []
     for path in sorted([*Path(folder).glob("*.py"), *Path(folder).glob("*/__main__.py")]):
         source = path.read_text(encoding="utf-8")
-        if path == Path(folder) / "__main__.py" or "__main__\"" not in source:
+        if path == Path(folder) / "__main__.py" or '\nif __name__ == "__main__":' not in source:
             continue
         name = path.parent.name if path.name == "__main__.py" else path.stem
         docstring = ast.get_docstring(ast.parse(source)) or ""

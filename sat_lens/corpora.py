@@ -26,9 +26,7 @@ class CorpusError(ValueError):
     """A corpus that cannot be read as stories; the message is one line: what must hold, what came."""
 
 
-def read_stories(
-    corpus: str, *, split: str = "train", seed: int = 0, boundary: Boundary = "auto"
-) -> Iterator[str]:
+def read_stories(corpus: str, *, split: str = "train", seed: int = 0, boundary: Boundary = "auto") -> Iterator[str]:
     """The stories of a corpus, in its order.
 
     Args:
@@ -89,16 +87,12 @@ def mixture_parts(corpus: str) -> list[tuple[str, float]]:
         except ValueError:
             value = -1.0
         if not name or not 0.0 < value < float("inf"):
-            raise CorpusError(
-                f"a member of a mixture is written NAME or NAME:WEIGHT, weight > 0; got {member!r}"
-            )
+            raise CorpusError(f"a member of a mixture is written NAME or NAME:WEIGHT, weight > 0; got {member!r}")
         parts.append((name, value))
     return parts
 
 
-def read_mixture(
-    corpus: str, *, split: str = "train", seed: int = 0, boundary: Boundary = "auto"
-) -> Iterator[str]:
+def read_mixture(corpus: str, *, split: str = "train", seed: int = 0, boundary: Boundary = "auto") -> Iterator[str]:
     """Endless stories of several corpora, `stories:0.5+a.txt:0.25+b.json:0.25`, weighted by characters.
 
     The next story always comes from the member that is furthest behind its share, so that each prefix of the
@@ -164,7 +158,7 @@ def _raw_stories(path: Path, boundary: Boundary) -> Iterator[str]:
     if not path.exists():
         raise FileNotFoundError(f"no such corpus file: {path}")
     if not path.is_file():
-        raise CorpusError(f"a corpus must be a file; {path} is a folder")
+        raise CorpusError(f"a corpus must be a file; {path} is {'a folder' if path.is_dir() else 'no regular file'}")
     if path.stat().st_size == 0:
         raise CorpusError(f"a corpus must hold text; {path} is empty")
     match path.suffix.lower():
@@ -243,9 +237,7 @@ def _field(record: object, where: str) -> str:
     if isinstance(record, dict):
         record = next((record[name] for name in _FIELDS if name in record), None)
     if not isinstance(record, str):
-        raise CorpusError(
-            f"a record must be a string or have a string field {', '.join(_FIELDS)}; {where} has none"
-        )
+        raise CorpusError(f"a record must be a string or have a string field {', '.join(_FIELDS)}; {where} has none")
     return record
 
 
@@ -258,9 +250,7 @@ def _parquet_stories(path: Path) -> Iterator[str]:
         column = next((name for name in _FIELDS if name in file.schema_arrow.names), None)
         if column is None:
             names = ", ".join(file.schema_arrow.names)
-            raise CorpusError(
-                f"a .parquet corpus must have a column {', '.join(_FIELDS)}; {path} has {names}"
-            )
+            raise CorpusError(f"a .parquet corpus must have a column {', '.join(_FIELDS)}; {path} has {names}")
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
             for number, story in enumerate(batch.column(0).to_pylist()):
                 yield _field(story, f"{path}, a row {number}")

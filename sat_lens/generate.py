@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def generated(
-    model: Any, prompt: str, n_tokens: int, *, temperature: float = 0.8, stream: str = "clean", seed: int = 0
+    model: Any, prompt: str, n_tokens: int, *, temperature: float | int = 0.8, stream: str = "clean", seed: int = 0
 ) -> str:
     """The prompt and what a model makes of it, up to the end of the story.
 
@@ -74,7 +74,7 @@ def generated(
     return tokenizer.decode(ids[1:])
 
 
-def next_token(logits: "Tensor", temperature: float, random: Any) -> int:
+def next_token(logits: "Tensor", temperature: float | int, random: Any) -> int:
     """A token drawn from softmax(logits / temperature), or the likeliest."""
     import torch
 

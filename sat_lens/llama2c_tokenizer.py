@@ -24,9 +24,7 @@ def read_llama2c_pieces(path: Path) -> list[tuple[bytes, float]]:
         score, length = struct.unpack_from("<fi", data, at)
         at += 8 + length
         if length < 0 or at > len(data):
-            raise TokenizerError(
-                f"{path} is no llama2.c tokenizer, or cut off: piece {len(pieces)} has {length} bytes"
-            )
+            raise TokenizerError(f"{path} is no llama2.c tokenizer, or cut off: piece {len(pieces)} has {length} bytes")
         pieces.append((data[at - length : at], score))
     return pieces
 

@@ -97,8 +97,7 @@ def _write_tokens(
         "separator": tokenizer.bos_token_id,
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-            for name in FILES
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in FILES
         },
     }
 
@@ -107,13 +106,11 @@ def _encoded(
     stories: Iterable[str], tokenizer: "transformers.PreTrainedTokenizerFast"
 ) -> Iterator[tuple[int, list[int]]]:
     """Length in characters and ids, separator first, of each story."""
-    separator, name = tokenizer.bos_token_id, tokenizer.bos_token
+    separator, name = int(tokenizer.bos_token_id), str(tokenizer.bos_token)
     stories = iter(stories)
     while chunk := list(islice(stories, _CHUNK)):
         if name in "\n".join(chunk):
-            raise PackingError(
-                f"a story must not contain the separator {name}; split the stories there first"
-            )
+            raise PackingError(f"a story must not contain the separator {name}; split the stories there first")
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
         for story, encoding in zip(chunk, encodings, strict=True):
             yield len(story), [separator, *encoding.ids]

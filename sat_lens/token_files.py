@@ -79,17 +79,11 @@ class PackedTokens:
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 size = path.stat().st_size if path.is_file() else "no"
-                raise PackingError(
-                    f"{path} must have {entry['bytes']} bytes; it has {size}: pack the corpus again"
-                )
+                raise PackingError(f"{path} must have {entry['bytes']} bytes; it has {size}: pack the corpus again")
             if verify and sha256_file(path) != entry["sha256"]:
-                raise PackingError(
-                    f"{path} is not the file that was packed (sha256 differs): pack the corpus again"
-                )
+                raise PackingError(f"{path} is not the file that was packed (sha256 differs): pack the corpus again")
             arrays[name] = np.memmap(path, dtype=dtype or manifest["dtype"], mode="r")
-        packed = PackedTokens(
-            folder, manifest, arrays["tokens.bin"], arrays["starts.bin"], arrays["characters.bin"]
-        )
+        packed = PackedTokens(folder, manifest, arrays["tokens.bin"], arrays["starts.bin"], arrays["characters.bin"])
         if verify:
             packed._check_boundaries()
             packed.check_vocabulary(manifest["vocab_size"])
@@ -112,18 +106,14 @@ class PackedTokens:
     def _check_boundaries(self) -> None:
         increasing = self.n_stories > 0 and self.starts[0] == 0 and bool(np.all(np.diff(self.starts) > 0))
         if not increasing or self.starts[-1] >= self.n_tokens or len(self.characters) != self.n_stories:
-            raise PackingError(
-                f"story starts must rise from 0 to below {self.n_tokens}; those of {self.folder} do not"
-            )
+            raise PackingError(f"story starts must rise from 0 to below {self.n_tokens}; those of {self.folder} do not")
 
     def check_vocabulary(self, d_vocab: int) -> None:
         """Refuse ids that a model of `d_vocab` ids does not know."""
         for at in range(0, self.n_tokens, 1 << 22):
             highest = int(self.tokens[at : at + (1 << 22)].max())
             if highest >= d_vocab:
-                raise PackingError(
-                    f"token ids must be below the vocabulary of {d_vocab}; {self.folder} has {highest}"
-                )
+                raise PackingError(f"token ids must be below the vocabulary of {d_vocab}; {self.folder} has {highest}")
 
     def window(self, starts: np.ndarray, length: int) -> Int[Tensor, "batch length"]:
         """The `length` tokens from each of `starts` (positions in tokens)."""
@@ -210,9 +200,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if manifest["dtype"] not in ("<u2", "<u4"):
             raise ValueError(f"dtype {manifest['dtype']!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PackingError(
-            f"{path} is no manifest of packed tokens: {type(error).__name__} {error}"
-        ) from None
+        raise PackingError(f"{path} is no manifest of packed tokens: {type(error).__name__} {error}") from None
     if version != SCHEMA_VERSION:
         raise PackingError(f"packed tokens must have schema_version {SCHEMA_VERSION}; {path} has {version}")
     return manifest

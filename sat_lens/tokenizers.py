@@ -138,9 +138,7 @@ def _finished(tokenizer: Tokenizer, source: Path) -> "transformers.PreTrainedTok
                 padding_side="right",
                 clean_up_tokenization_spaces=False,
             )
-    raise TokenizerError(
-        f"a tokenizer must have {SEPARATOR} or <s> and </s> between stories; {source} has neither"
-    )
+    raise TokenizerError(f"a tokenizer must have {SEPARATOR} or <s> and </s> between stories; {source} has neither")
 
 
 def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":
@@ -150,9 +148,7 @@ def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
     except Exception as error:  # many kinds: offline, unknown name, gated, no fast version
         reason = " ".join(str(error).split())[:200]
-        raise TokenizerError(
-            f"{name!r} is no file here, nor could the Hugging Face hub give it: {reason}"
-        ) from None
+        raise TokenizerError(f"{name!r} is no file here, nor could the Hugging Face hub give it: {reason}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"a tokenizer must be a fast one; {name!r} is a {type(tokenizer).__name__}")
     if tokenizer.eos_token is None:
@@ -169,9 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sat_lens.tokenizers", description=main.__doc__)
     parser.add_argument("--corpus", required=True, help="see sat_lens.corpora.read_stories; mixtures allowed")
     parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument(
-        "--characters", type=int, default=8_500_000, help="how much of the corpus to read, at most"
-    )
+    parser.add_argument("--characters", type=int, default=8_500_000, help="how much of the corpus to read, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the embedded generator")
     parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
     arguments = parser.parse_args(argv)
@@ -187,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     write_whole(arguments.out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     split = split_words(tokenizer, story_words())
-    sys.stdout.write(
-        f"{tokenizer.get_vocab_size()} ids; {len(split)} story words in pieces: {' '.join(split)}\n"
-    )
+    sys.stdout.write(f"{tokenizer.get_vocab_size()} ids; {len(split)} story words in pieces: {' '.join(split)}\n")
 
 
 def first_characters(texts: Iterable[str], n_characters: int) -> Iterator[str]:

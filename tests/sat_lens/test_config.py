@@ -36,10 +36,17 @@ WIDTHS = {"n_layers": 3, "n_heads": 4, "d_head": 8, "d_mlp": 50}
     ],
 )
 def test_a_field_out_of_range_is_refused_with_the_range_and_the_value(field, value, message):
-    # from_dict, because the type hook would refuse wrong types before the check does
+    config = object.__new__(SelfAblation)  # the type hook of the tests would refuse wrong types before the check
+    for name, content in (SelfAblation().to_dict() | {field: value}).items():
+        object.__setattr__(config, name, content)
     with pytest.raises(ValueError) as refusal:
-        SelfAblation.from_dict({field: value})
+        config.__post_init__()
     assert str(refusal.value) == message
+
+
+def test_a_refusal_reaches_the_caller_of_the_constructor():
+    with pytest.raises(ValueError, match="k_attn must be a whole number of at least 1; got 0"):
+        SelfAblation(k_attn=0)
 
 
 def test_zero_weights_and_a_zero_gap_floor_are_fine():

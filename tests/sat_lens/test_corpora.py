@@ -59,7 +59,10 @@ def test_boundary_says_where_a_story_of_a_text_ends(tmp_path):
 
 
 def test_auto_takes_the_marker_where_it_occurs(tmp_path):
-    assert _read(tmp_path, "a.txt", "A.\n\nOnce upon a time.\n<|endoftext|>\nB.\n") == ["A.\nOnce upon a time.", "B."]
+    assert _read(tmp_path, "a.txt", "A.\n\nOnce upon a time.\n<|endoftext|>\nB.\n") == [
+        "A.\nOnce upon a time.",
+        "B.",
+    ]
 
 
 def test_a_hub_dataset_is_streamed_without_remote_code(monkeypatch):
@@ -98,7 +101,10 @@ def test_without_network_a_hub_dataset_is_a_corpus_error(monkeypatch):
         ("a\x00\x07\x1b[1m\x7f\x81b\ufeff", "a[1mb"),
         ("a\u2028b", "a\nb"),
         ("\ud800a", "a"),
-        ("\u00e2\u20ac\u0153Hi,\u00e2\u20ac\x9d he said. It\u00e2\u20ac\u2122s", "\u201cHi,\u201d he said. It\u2019s"),
+        (
+            "\u00e2\u20ac\u0153Hi,\u00e2\u20ac\x9d he said. It\u00e2\u20ac\u2122s",
+            "\u201cHi,\u201d he said. It\u2019s",
+        ),
         ("\u00e2\u20ac\u0153Hi,\u00e2\u20ac he said.\u00e2\u20ac", "\u201cHi,\u201d he said.\u201d"),
         ("caf\u00e9 \u201cno\u201d", "caf\u00e9 \u201cno\u201d"),
     ],

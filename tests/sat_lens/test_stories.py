@@ -18,7 +18,9 @@ def _pattern(template: str) -> re.Pattern[str]:
     text = re.escape(template + " ")
     for slot in "ABS":
         first, *later = text.split(rf"\{{{slot}\}}")
-        text = first + "".join((rf"(?P<{slot}>{_NAME})" if i == 0 else rf"(?P={slot})") + x for i, x in enumerate(later))
+        text = first + "".join(
+            (rf"(?P<{slot}>{_NAME})" if i == 0 else rf"(?P={slot})") + x for i, x in enumerate(later)
+        )
     text = text.replace(r"\{PLACE\}", rf"(?:{'|'.join(PLACES)})").replace(r"\{OBJECT\}", rf"(?:{'|'.join(OBJECTS)})")
     return re.compile(text + rf"(?P<IO>{_NAME})\b(?P<after>\W+\w*)")
 
@@ -42,7 +44,9 @@ def _names_in(text: str) -> set[str]:
 def test_the_same_seed_gives_the_same_text_on_every_machine():
     text = "\n\n".join(islice(stories(0), 200))
     assert text == "\n\n".join(islice(stories(0), 200))
-    assert hashlib.sha256(text.encode()).hexdigest() == "32133eb25fff828b49f3864e8e81e3e05498d45e10e0781e9ecddbea65e5a2e4"
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "32133eb25fff828b49f3864e8e81e3e05498d45e10e0781e9ecddbea65e5a2e4"
+    )
 
 
 def test_another_seed_gives_other_stories():

@@ -1,0 +1,161 @@
+"""What is known of these checkpoints, on one page: losses, task accuracy, where the task is done, masks on a story.
+
+`OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
+localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
+knobs; else it is computed, and kept there where none was. The story comes from --corpus (default: the
+generator); --n is the number of IOI prompts. `--json` prints the table of the checkpoints.
+
+Source: arXiv 2505.00509.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from analyses.cli import load_model, question_parser, result_names, write_result
+from sat_lens.commands import run
+
+TASK = "ioi"
+KNOBS = {"ablation": "mean", "stream": "clean", "positions": "all"}
+HELD_OUT_SEED = 1_000_003
+"""Seed of the generator's stories: none that training draws from, unless it is asked to."""
+TRIED = 1000
+"""Stories that are looked through for one that fits the context."""
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    return question_parser("report", __doc__).parse_args(argv)
+
+
+def entries(args: argparse.Namespace, command: Sequence[str]) -> Iterator[Any]:
+    """What the page says of each checkpoint; all are loaded before the first is analysed."""
+    from analyses.provenance import provenance
+    from analyses.report_page import Entry
+
+    names = result_names(args.checkpoints)
+    models = [load_model(checkpoint, args.device) for checkpoint in args.checkpoints]
+    for checkpoint, name, model in zip(args.checkpoints, names, models, strict=True):
+        config, log = stored(checkpoint)
+        made = provenance(model, checkpoint, seed=args.seed, command=command)
+        yield Entry(
+            name=name,
+            config=config,
+            held_out=held_out_losses(log, config),
+            provenance=made,
+            n_parameters=sum(p.numel() for p in model.parameters()),
+            n_gate_parameters=sum(p.numel() for key, p in model.named_parameters() if key.startswith("gates.")),
+            localization=_or_why_not(lambda: localization(model, args, name, made)),  # noqa: B023 (called at once)
+            story=_or_why_not(lambda: story(model, args.corpus or "stories", args.seed)),  # noqa: B023
+        )
+
+
+def _or_why_not(part: Any) -> Any:
+    """A part of the page, or why this checkpoint has none (no gates, no tokenizer, names of several ids)."""
+    try:
+        return part()
+    except ValueError as error:
+        return str(error)
+
+
+def stored(checkpoint: str) -> tuple[dict[str, Any], str]:
+    """config.json and log.jsonl of a checkpoint folder; empty for other kinds of checkpoint."""
+    from sat_lens.checkpoint import LOG, read_config, resolve
+
+    try:
+        folder = resolve(checkpoint)
+    except (OSError, ValueError):  # a .bin, or a model that TransformerLens knows
+        return {}, ""
+    log = folder / LOG
+    return read_config(folder), log.read_text(encoding="utf-8") if log.is_file() else ""
+
+
+def held_out_losses(log: str, config: dict[str, Any]) -> dict[str, float]:
+    """Held-out losses (nats a token) by stream at the checkpoint's step, else the last ones in the log.
+
+    Lines that are no log lines are passed over: a log is shown, never relied upon.
+    """
+    found: dict[str, float] = {}
+    for line in log.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            row = json.loads(line)
+            now = {s: float(row[f"held_out_{s}"]) for s in ("clean", "ablated") if f"held_out_{s}" in row}
+            found = now or found
+            if now and row.get("step") == config.get("training", {}).get("step"):
+                return now
+    return found
+
+
+def localization(model: Any, args: argparse.Namespace, name: str, made: dict[str, Any]) -> Any:
+    """The stored localization where it answers this very question, else a new one."""
+    from analyses.localization import unit_effects, unit_figures
+    from sat_lens.tasks import load_task
+
+    folder = args.out / "localization" / name
+    if (earlier := stored_localization(folder, made, args.n)) is not None:
+        return earlier
+    task = load_task(TASK, model.tokenizer, n=args.n, seed=args.seed)
+    result = unit_effects(model, task, seed=args.seed, progress=not args.quiet, **KNOBS)
+    result = dataclasses.replace(result, meta={**made, **result.meta})
+    if not folder.exists():
+        write_result(result, unit_figures(result), folder, static=args.static)
+    return result
+
+
+def stored_localization(folder: Path, made: dict[str, Any], n: int) -> Any:
+    """The result in a folder if it was made from the same weights, prompts, seed and knobs; else None."""
+    from analyses.result import Result
+
+    try:
+        result = Result.load(folder)
+    except (OSError, ValueError):
+        return None
+    task, knobs = result.meta.get("task", {}), result.meta.get("knobs", {})
+    wanted = {**KNOBS, "mean_over": "task", "units": ["head", "channel", "neuron"]}
+    same = (
+        all(result.meta.get(key) == made[key] for key in ("checkpoint_sha256", "seed"))
+        and (task.get("name"), task.get("n")) == (TASK, n)
+        and all(knobs.get(key) == value for key, value in wanted.items())
+    )
+    return result if same else None
+
+
+def story(model: Any, corpus: str, seed: int) -> Any:
+    """The masks on the first story that fits the model's context whole.
+
+    Raises:
+        ValueError: a model without masks, or no story in the first TRIED that fits.
+    """
+    from analyses.masks import story_masks, story_tokens
+    from sat_lens.corpora import read_stories
+
+    if getattr(getattr(model, "ablation", None), "mask", "none") == "none":
+        raise ValueError("This checkpoint has no gates, so it has no masks to show.")
+    texts = islice(read_stories(corpus, seed=HELD_OUT_SEED + seed), TRIED)
+    rows = (story_tokens(text, model.tokenizer) for text in texts)
+    fitting = next((row for row in rows if 2 <= len(row) <= model.cfg.n_ctx), None)
+    if fitting is None:
+        raise ValueError(f"no story among the first {TRIED} of {corpus} fits the context of {model.cfg.n_ctx} tokens")
+    return story_masks(model, fitting)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    command = ["python", "-m", "analyses.report", *(sys.argv[1:] if argv is None else argv)]
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
+        from analyses.report_page import checkpoints_result, report_html
+        from sat_lens.files import write_whole
+
+        found = list(entries(args, command))
+        write_whole(args.out / "report.html", report_html(found))
+        result = checkpoints_result(found)
+    sys.stdout.write(f"{result.to_json()}\n" if args.json else f"{args.out / 'report.html'}\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,255 @@
+"""The report as HTML: a pure function of what is known of each checkpoint."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analyses.figures import curve
+from analyses.localization import concentration_figure, head_figure
+from analyses.masks import StoryMasks, masks_html
+from analyses.metrics import concentration_curve
+from analyses.page import (
+    MISSING,
+    details_html,
+    document,
+    escaped,
+    figure_html,
+    interval,
+    number,
+    pairs_html,
+    table_html,
+)
+from analyses.result import Result
+
+KINDS = {"head": "heads", "channel": "z channels", "neuron": "neurons"}
+LARGEST = 5
+"""Units of a kind in the table of a checkpoint."""
+UNITS = {
+    **dict.fromkeys(("n_parameters", "n_gate_parameters"), "weights"),
+    "tokens_seen": "tokens",
+    **dict.fromkeys(("held_out_clean", "held_out_ablated"), "nats a token"),
+    **dict.fromkeys(("ioi_accuracy", "ci_low", "ci_high"), "share of prompts"),
+    "n": "prompts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the page says of one checkpoint.
+
+    Args:
+        name: of the checkpoint, as results are filed.
+        config: its config.json; empty for a checkpoint that is no folder.
+        held_out: loss by stream, nats a token; empty where the log has none.
+        provenance: of `analyses.provenance`.
+        n_parameters: all weights, gates included, tied ones once.
+        n_gate_parameters: those of the gates.
+        localization: its Result, or why there is none.
+        story: its masks on a story, or why there are none.
+    """
+
+    name: str
+    config: dict[str, Any]
+    held_out: dict[str, float]
+    provenance: dict[str, Any]
+    n_parameters: int
+    n_gate_parameters: int
+    localization: Result | str
+    story: StoryMasks | str
+
+
+def checkpoints_result(entries: Sequence[Entry]) -> Result:
+    """One row a checkpoint: arm, size, training, held-out loss, accuracy on IOI with its 95 % interval and n."""
+    table = pd.DataFrame([_row(entry) for entry in entries])
+    whole = ("k_attn", "k_mlp", "seed", "n_parameters", "n_gate_parameters", "tokens_seen", "n")
+    table = table.astype(dict.fromkeys(whole, "Int64"))
+    meta = {key: value for key, value in entries[0].provenance.items() if key in ("versions", "commit", "command", "date")}
+    meta["checkpoints"] = {entry.name: entry.provenance["checkpoint_sha256"] for entry in entries}
+    return Result("report", table, UNITS, meta)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    ablation, training = entry.provenance["ablation"] or {"mask": "none"}, entry.config.get("training", {})
+    gated = ablation["mask"] != "none"
+    task = {} if isinstance(entry.localization, str) else entry.localization.meta["task"]
+    return {
+        "checkpoint": entry.name,
+        "mask": ablation["mask"],
+        "k_attn": ablation["k_attn"] if gated else None,
+        "k_mlp": ablation["k_mlp"] if gated else None,
+        "seed": training.get("seed"),
+        "n_parameters": entry.n_parameters,
+        "n_gate_parameters": entry.n_gate_parameters,
+        "tokens_seen": training.get("tokens_seen"),
+        "held_out_clean": entry.held_out.get("clean"),
+        "held_out_ablated": entry.held_out.get("ablated") if gated else None,
+        "ioi_accuracy": task.get("accuracy"),
+        "ci_low": task.get("accuracy_low"),
+        "ci_high": task.get("accuracy_high"),
+        "n": task.get("n"),
+    }
+
+
+def report_html(entries: Sequence[Entry]) -> str:
+    """The whole page."""
+    links = "".join(f'<li><a href="#c{i}">{escaped(entry.name)}</a></li>' for i, entry in enumerate(entries))
+    parts = [checkpoint_html(entry, f"c{i}") for i, entry in enumerate(entries)]
+    return document(
+        "Self-ablating transformers: report",
+        "<p>A self-ablating transformer chooses, for every token, the few attention channels and neurons that "
+        "matter, and learns to predict from these alone in a second, ablated stream. In use it is an ordinary "
+        f"transformer, its clean stream.</p>\n<nav><ul>{links}</ul></nav>\n"
+        + summary_html(entries)
+        + comparison_html([(e.name, e.localization) for e in entries if isinstance(e.localization, Result)])
+        + "".join(parts)
+        + environment_html(entries[0].provenance),
+    )
+
+
+def summary_html(entries: Sequence[Entry]) -> str:
+    header = (
+        "checkpoint", "mask", "k attention", "k MLP", "seed", "parameters", "of them gates", "tokens seen",
+        "held-out loss, clean", "held-out loss, ablated", "IOI accuracy [95 %]", "n",
+    )  # fmt: skip
+    rows = []
+    for row in checkpoints_result(entries).table.astype(object).to_dict(orient="records"):
+        losses = (number(row[f"held_out_{stream}"]) for stream in ("clean", "ablated"))
+        accuracy = MISSING if row["ioi_accuracy"] is None else interval(row["ioi_accuracy"], row["ci_low"], row["ci_high"])
+        whole = [number(row[column]) for column in ("k_attn", "k_mlp", "seed", *list(UNITS)[:3])]
+        rows.append((row["checkpoint"], row["mask"], *whole, *losses, accuracy, number(row["n"])))
+    caption = (
+        "Losses in nats a token on held-out text, as logged in training. IOI: indirect object identification on "
+        "pairs of names held out from training; accuracy is the share of n prompts whose answer has a larger "
+        "logit than the wrong name, clean stream, chance 0.5, Wilson's interval."
+    )
+    return f"<h2>Checkpoints</h2>\n{table_html(header, rows, caption)}"
+
+
+def comparison_html(answered: Sequence[tuple[str, Result]]) -> str:
+    """How concentrated the effects are, side by side; empty when nothing was localized."""
+    if not answered:
+        return ""
+    header = ("checkpoint", *(f"Gini of {kind} [95 %]" for kind in KINDS.values()), "n")
+    rows = []
+    for name, result in answered:
+        gini = {row["kind"]: row for row in result.meta["concentration"] if row["metric"] == "gini"}
+        cells = [interval(g["value"], g["ci_low"], g["ci_high"], 2) if (g := gini.get(kind)) else MISSING for kind in KINDS]
+        rows.append((name, *cells, number(result.meta["task"]["n"])))
+    caption = (
+        f"Gini coefficient of |effect on the logit difference|, {_ablation(answered[0][1])}: 0 when all units matter "
+        "alike, near 1 when one has it all. Bootstrap over n prompts, which evens effects out: an interval may lie "
+        "below its value. One checkpoint an arm shows a difference between checkpoints, not between arms."
+    )
+    series = {
+        escaped(name): concentration_curve(effects)
+        for name, result in answered
+        if len(effects := result.table.loc[result.table.kind == "neuron", "effect_logit_diff"].to_numpy(dtype=float))
+    }
+    if not series:
+        return f"<h2>How few units do the task</h2>\n{table_html(header, rows, caption)}"
+    drawn = curve(series, title="", x_title="share of neurons", y_title="share of the total |effect|", diagonal=True)
+    how = (
+        "A curve that rises sooner needs fewer neurons: its height at x is the share of the summed |effect| "
+        f"(logits) that the x of the neurons with the largest effects hold. {_ablation(answered[0][1], capital=True)}."
+    )
+    figure = figure_html(drawn, "Concentration of the effect over neurons", how, height=380)
+    return f"<h2>How few units do the task</h2>\n{table_html(header, rows, caption)}{figure}"
+
+
+def checkpoint_html(entry: Entry, anchor: str) -> str:
+    body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n<h3>Where the task is done</h3>\n']
+    if isinstance(entry.localization, str):
+        body.append(f"<p>No localization: {escaped(entry.localization)}</p>\n")
+    else:
+        body.append(localization_html(entry.localization))
+    body.append("<h3>A story with its masks</h3>\n")
+    body.append(f"<p>{escaped(entry.story)}</p>\n" if isinstance(entry.story, str) else masks_html(entry.story))
+    return "".join(body) + configuration_html(entry)
+
+
+def localization_html(result: Result) -> str:
+    """Heat map of heads, concentration curve, and the units with the largest effects."""
+    task = result.meta["task"]
+    accuracy = interval(task["accuracy"], task["accuracy_low"], task["accuracy_high"])
+    solved = (
+        f"<p>Accuracy on {escaped(task['name'])}: {accuracy} (n = {task['n']}); mean logit difference "
+        f"{number(task['logit_diff'], 2)} logits.</p>\n"
+    )
+    if not task["solved"]:
+        solved += (
+            '<p class="warning">Chance (0.5) is not ruled out: this checkpoint does not solve the task, and the '
+            "effects below are no circuit.</p>\n"
+        )
+    figures = []
+    made_with = f"{_ablation(result, capital=True)}, n = {task['n']} prompts"
+    if (result.table.kind == "head").any():
+        how = (
+            "Blue heads help: without them the logit of the answer falls against that of the wrong name, by so many "
+            f"logits. Orange heads hurt; white ones do nothing. The scale is this checkpoint's own. {made_with}."
+        )
+        figures.append(figure_html(head_figure(result), "Effect of ablating one head", how))
+    how = (
+        "The largest units first: a curve that leaves the dotted line (all units alike) sooner means that fewer "
+        f"units do the task. Units are ablated one at a time. {made_with}."
+    )
+    figures.append(figure_html(concentration_figure(result), "Concentration of the effect", how))
+    return f'{solved}<div class="figures">{"".join(figures)}</div>\n{largest_html(result)}'
+
+
+def largest_html(result: Result) -> str:
+    largest = result.table.groupby("kind", sort=False).head(LARGEST).to_dict(orient="records")
+    rows = [
+        (
+            unit_name(row),
+            interval(row["effect_logit_diff"], row["ci_low"], row["ci_high"]),
+            interval(row["effect_loss"], row["loss_ci_low"], row["loss_ci_high"]),
+            f"{row['p_holm']:.2g}",
+            row["n"],
+        )
+        for row in largest
+    ]
+    header = ("unit", "effect on logit difference, logits [95 %]", "effect on loss, nats [95 %]", "p (Holm)", "n")
+    caption = (
+        f"The {LARGEST} units of each kind with the largest |effect|; positive: the unit helps. "
+        f"{_ablation(result, capital=True)}. Bootstrap over n prompts; p of a sign-flip test, corrected within the kind."
+    )
+    return table_html(header, rows, caption)
+
+
+def unit_name(row: dict[str, Any]) -> str:
+    """`head 2.3`, `channel 2.3.11`, `neuron 1.200`: the layer first."""
+    index = {"head": ("head",), "channel": ("head", "channel"), "neuron": ("neuron",)}[row["kind"]]
+    return f"{row['kind']} {'.'.join(str(row[column]) for column in ('layer', *index))}"
+
+
+def _ablation(result: Result, capital: bool = False) -> str:
+    knobs = result.meta["knobs"]
+    text = f"{knobs['ablation']} ablation at {knobs['positions']} positions, {knobs['stream']} stream"
+    return text[0].upper() + text[1:] if capital else text
+
+
+def configuration_html(entry: Entry) -> str:
+    """What the checkpoint is, how it was trained, where its numbers come from; folded."""
+    made = entry.provenance
+    parts = [
+        pairs_html("Self-ablation", made["ablation"] or {"mask": "none"}),
+        pairs_html("Model", made["model"]),
+        *(pairs_html(title.capitalize(), entry.config[title]) for title in ("training", "data") if entry.config.get(title)),
+        pairs_html(f"sha256 of {made['checkpoint_sha256_of']}", {"sha256": made["checkpoint_sha256"]}),
+    ]
+    if not isinstance(entry.localization, str):
+        kept = ("date", "commit", "command", "versions", "knobs")
+        parts.append(pairs_html("Localization was made by", {key: entry.localization.meta.get(key) for key in kept}))
+    if entry.config:
+        whole = json.dumps(entry.config, indent=1, sort_keys=True, ensure_ascii=False)
+        parts.append(details_html("config.json, whole", f"<pre>{escaped(whole).replace('↵', '')}</pre>"))
+    return f"<h3>Configuration</h3>\n{details_html('Configuration, training and provenance', ''.join(parts))}"
+
+
+def environment_html(made: dict[str, Any]) -> str:
+    pairs = {key: made[key] for key in ("command", "date", "commit", "device", "dtype", "n_threads", "seed")}
+    pairs["commit"] = made["commit"] or "not in a git repository"
+    return f"<h2>Environment</h2>\n{pairs_html('This page was made by', {**pairs, **made['versions']})}"

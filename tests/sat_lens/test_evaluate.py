@@ -1,0 +1,75 @@
+"""evaluate: losses equal a story-by-story loop, intervals hold the estimate, Wilson by hand."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from sat_lens import SelfAblatingTransformer, SelfAblation, checkpoint, evaluate, load_tokenizer
+from sat_lens.presets import host_config
+from sat_lens.stories import stories
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer("stories-4096")
+    model = SelfAblatingTransformer(host_config("cpu", len(tokenizer)), ablation=SelfAblation(mask="global"))
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def short_stories(tmp_path_factory):
+    texts = [text for text in itertools.islice(stories(3), 40) if len(text.split()) < 75][:6]
+    path = tmp_path_factory.mktemp("corpus") / "tales.txt"
+    path.write_text("\n<|endoftext|>\n".join(texts) + "\n<|endoftext|>\n")
+    return path, texts
+
+
+def test_losses_equal_a_loop_over_stories(model, short_stories):
+    path, texts = short_stories
+    found = evaluate.corpus_losses(model, str(path), 10_000)
+    sums, count = {"clean": 0.0, "ablated": 0.0}, 0
+    for text in texts:
+        ids = torch.tensor([[0, *model.tokenizer.encode(text, add_special_tokens=False)]])
+        with torch.no_grad():
+            out = model(ids, stream="both")
+        for stream in sums:
+            log_p = getattr(out, stream).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            sums[stream] -= log_p.sum().item()
+        count += ids.shape[1] - 1
+    assert found["n_stories"] == len(texts)
+    assert found["n_tokens"] == count
+    assert found["n_characters"] == sum(map(len, texts))
+    for stream, total in sums.items():
+        assert found[f"{stream}_nats_a_token"] == pytest.approx(total / count, abs=2e-4)
+        bits = total / math.log(2) / found["n_characters"]
+        assert found[f"{stream}_bits_a_character"] == pytest.approx(bits, abs=2e-4)
+        low, high = found[f"{stream}_ci"]
+        assert low < found[f"{stream}_nats_a_token"] < high
+
+
+def test_wilsons_interval_by_hand():
+    # 8 of 10, z = 2: centre (0.8 + 0.2)/(1.4) = 5/7; half 2 sqrt(0.016 + 0.01)/1.4
+    low, high = evaluate.wilson(8, 10, z=2.0)
+    assert low == pytest.approx(5 / 7 - 2 * math.sqrt(0.026) / 1.4)
+    assert high == pytest.approx(5 / 7 + 2 * math.sqrt(0.026) / 1.4)
+    assert evaluate.wilson(0, 10)[0] == 0.0
+    assert evaluate.wilson(10, 10)[1] == 1.0
+
+
+def test_an_untrained_model_is_at_chance_on_ioi(model):
+    found = evaluate.ioi_accuracy(model, 200)
+    assert found["ioi_n"] == 200
+    assert found["clean_ioi_ci"][0] < 0.5 < found["clean_ioi_ci"][1]
+
+
+def test_the_command_prints_one_json_object_a_checkpoint(model, short_stories, tmp_path, capsys):
+    folder = checkpoint.save(model, tmp_path / "ckpt")
+    evaluate.main([str(folder), str(folder), "--corpus", str(short_stories[0]), "--n", "16"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["checkpoint"] for line in lines] == ["ckpt", "ckpt"]
+    assert lines[0]["clean_nats_a_token"] == pytest.approx(math.log(4096), abs=0.3)

@@ -1,0 +1,69 @@
+"""The README's commands and its example are run, and the output that it shows is what comes out."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.startswith("python -m")
+]
+SHORTER = {"sat_lens.train": "--steps 4 --eval-every 2 --eval-rows 4 --batch-size 2 --max-tokens 20000 --quiet"}
+SHORTER |= {"analyses.localization": "--n 8", "analyses.report": "--n 8", "sat_lens.evaluate": "--max-tokens 2000 --n 8"}
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    module = command.split()[2]
+    arguments = shlex.split(f"{command} {SHORTER.get(module, '')}")[1:]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_the_readme_names_commands():
+    assert len(COMMANDS) >= 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(command, folder):
+    done = run(command, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_example_prints_what_the_readme_shows():
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    shown = re.search(r"```python\n.*?```\s+```text\n(.*?)```", README, re.S).group(1)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    numbers = re.compile(r"-?\d+\.?\d*")
+    assert numbers.sub("#", out.getvalue()).split() == numbers.sub("#", shown).split()
+    got, expected = ([float(x) for x in numbers.findall(text)] for text in (out.getvalue(), shown))
+    assert got == pytest.approx(expected, abs=0.02)
+
+
+def test_every_module_stands_in_the_readmes_tree():
+    tree = README.split("## What is where")[1]
+    for package in ("sat_lens", "analyses"):
+        for path in (ROOT / package).iterdir():
+            if path.name.startswith("__") or not (path.is_dir() or path.suffix == ".py"):
+                continue
+            name = f"{path.name}/" if path.is_dir() else path.name
+            assert name in tree, f"{package}/{name} has no line in the README's tree"
