@@ -133,24 +133,33 @@ def masks_html(story: StoryMasks) -> str:
     )
     return (
         f'<p class="how">{escaped(how_to_read(story))}</p>\n{legend()}<p class="story">{spans}</p>\n'
+        f'<p class="how">{escaped(mean_losses(story))}</p>\n'
         + "".join(layer_html(story, layer, opened=layer == 0) for layer in layers)
         + details_html("Numbers of every token", numbers_html(story))
     )
 
 
 def how_to_read(story: StoryMasks) -> str:
-    """What the colours and boxes mean, with the mean losses, n and the kind of ablation."""
+    """What the colours mean, and the kind of ablation."""
     unit = "heads" if story.whole_heads else "z channels"
     soft = " Masks are soft: all units speak a little, and the winners shown are the k largest." if story.soft else ""
+    return (
+        "The model reads a token and predicts the next. A token's colour is what it costs there to keep only the "
+        f"{unit} and neurons that the masks choose at that token (self-ablation: all others are 0 there, in every "
+        "layer; earlier tokens stay whole): loss of the next token in the ablated stream minus that in the clean "
+        f"one. Point at a token for its units, or open a layer.{soft}"
+    )
+
+
+def mean_losses(story: StoryMasks) -> str:
+    """The mean losses with an interval of their difference."""
     cost = story.cost[:-1]
     low, high = bootstrap_interval(cost.numpy())
     return (
-        "The model reads a token and predicts the next. A token's colour is what it costs there to keep only the "
-        f"{unit} and neurons that the masks choose at that token (self-ablation: every other one is 0 there, in "
-        "every layer, while earlier tokens stay whole): ablated minus clean loss of the next token. Point at a "
-        f"token for its units. Mean over {len(cost)} tokens of one story, nats a token: clean "
-        f"{number(story.loss_clean[:-1].mean().item())}, ablated {number(story.loss_ablated[:-1].mean().item())}, "
-        f"cost {interval(cost.mean().item(), low, high)} (95 % bootstrap over tokens).{soft}"
+        f"Mean over the n = {len(cost)} predicted tokens of this story, nats a token: "
+        f"clean {number(story.loss_clean[:-1].mean().item())}, ablated "
+        f"{number(story.loss_ablated[:-1].mean().item())}, difference {interval(cost.mean().item(), low, high)} "
+        "(95 % bootstrap over tokens)."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from analyses.figures import COLORS
 from analyses.page_style import STYLE
 
 DRAW = """
@@ -29,24 +30,18 @@ for (const block of document.querySelectorAll('script.figure')) {
 MISSING = "–"
 
 
+VISIBLE = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    **dict.fromkeys((*range(0x7F, 0xA0), 0x2028, 0x2029), 0xFFFD),
+    ord("\n"): "↵\n",
+}
+"""Control characters to their pictures (U+2400..), the newline to its sign and a line break."""
+
+
 def escaped(value: object) -> str:
-    """Text for an element or a quoted attribute: no markup, no control character, no lone surrogate.
-
-    Control characters become their pictures (U+2400..), the newline its sign and a line break.
-    """
+    """Text for an element or a quoted attribute: no markup, no control character, no lone surrogate."""
     text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    return html.escape("".join(_visible(character) for character in text), quote=True)
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character == "\n":
-        return "↵\n"
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if 0x7F <= code < 0xA0 or code in (0x2028, 0x2029):
-        return "\ufffd"
-    return character
+    return html.escape(text.translate(VISIBLE), quote=True)
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -62,12 +57,12 @@ def interval(value: Any, low: Any, high: Any, digits: int = 3) -> str:
 
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
-    """A table that scrolls sideways on a narrow screen; cells are text and are escaped."""
+    """A table that scrolls sideways on a narrow screen, its caption above; all are text and are escaped."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return (
-        f'<div class="wide"><table><caption>{escaped(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
+        f'<figure><figcaption>{escaped(caption)}</figcaption><div class="wide"><table>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div></figure>\n"
     )
 
 
@@ -78,28 +73,40 @@ def pairs_html(title: str, pairs: Mapping[str, object]) -> str:
         f"<td>{escaped(value if isinstance(value, str) else json.dumps(value))}</td></tr>\n"
         for name, value in pairs.items()
     )
-    return f'<div class="wide"><table class="pairs"><caption>{escaped(title)}</caption>{rows}</table></div>\n'
+    return f'<h4>{escaped(title)}</h4><div class="wide"><table class="pairs">{rows}</table></div>\n'
 
 
-def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 340) -> str:
-    """A Plotly figure with its title above and its caption below, both text.
+def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 320) -> str:
+    """A Plotly figure with its title and the names of its curves above, its caption below, all text.
 
     Args:
-        drawn: left as it is; its own title is not shown.
+        drawn: left as it is; its own title and legend are not shown.
         title: what it shows.
         caption: how to read it: units, n, what was ablated.
         height: CSS pixels; the width is that of the page.
     """
+    keys = keys_html(drawn)
     drawn = go.Figure(drawn)
-    drawn.update_layout(title=None, margin={"t": 30, "r": 16, "l": 60, "b": 100}, height=height, autosize=True)
-    drawn.update_layout(legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0})
-    if len(drawn.data) == 1:
-        drawn.update_layout(margin={"b": 50})
+    drawn.update_layout(
+        title=None, showlegend=False, height=height, autosize=True, margin={"t": 30, "r": 16, "l": 60, "b": 50}
+    )
     return (
-        f'<figure><h4>{escaped(title)}</h4><div class="plot" style="height:{height}px"></div>'
+        f'<figure><h4>{escaped(title)}</h4>{keys}<div class="plot" style="height:{height}px"></div>'
         f'<script type="application/json" class="figure">{script_data(drawn.to_json())}</script>'
         f"<figcaption>{escaped(caption)}</figcaption></figure>\n"
     )
+
+
+def keys_html(drawn: go.Figure) -> str:
+    """The legend, which wraps as text does: Plotly's lies on the axis title on a narrow screen."""
+    colors = drawn.layout.template.layout.colorway or COLORS
+    keys = [
+        f'<span><i style="border-top:3px {(trace.line.dash or "solid").replace("dot", "dotted")} '
+        f'{escaped(trace.line.color or colors[i % len(colors)])}"></i>{escaped(html.unescape(trace.name))}</span>\n'
+        for i, trace in enumerate(drawn.data)
+        if trace.type == "scatter" and trace.name
+    ]
+    return f'<p class="keys">{"".join(keys)}</p>' if keys else ""
 
 
 def script_data(json_text: str) -> str:

@@ -22,21 +22,23 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.4em 0; }
 h2 { font-size: 1.35rem; margin: 2em 0 0.4em; padding-top: 0.4em; border-top: 2px solid #222; overflow-wrap: anywhere; }
 h3 { font-size: 1.1rem; margin: 1.6em 0 0.3em; }
 h4 { font-size: 1rem; margin: 0 0 0.3em; }
-p, figcaption, caption, li { max-width: 80ch; }
+p, figcaption, li { max-width: 80ch; }
 a { color: #005a8e; }
 nav ul { padding-left: 1.2em; margin: 0.3em 0; }
 .warning { border-left: 4px solid #d55e00; padding: 0.2em 0.8em; background: #fdf3ea; }
-.wide { overflow-x: auto; margin: 0.8em 0; }
+.wide { overflow-x: auto; margin: 0.4em 0 0.8em; }
 table { border-collapse: collapse; font-size: 0.88rem; }
-caption { caption-side: top; text-align: left; padding-bottom: 0.4em; color: #444; }
 th, td { padding: 0.25em 0.7em; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 td { white-space: nowrap; font-variant-numeric: tabular-nums; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff; }
 .pairs td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .pairs th { font-weight: normal; color: #444; white-space: nowrap; }
 .figures { display: grid; gap: 20px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 figure { margin: 0.8em 0; min-width: 0; break-inside: avoid; }
+.keys { margin: 0; font-size: 0.85rem; } .keys span { white-space: nowrap; margin-right: 1em; }
+.keys i { display: inline-block; width: 22px; margin-right: 5px; vertical-align: middle; }
+.plot { max-width: 660px; }
 figcaption, .how { color: #444; font-size: 0.88rem; }
 pre { font-size: 0.78rem; overflow-x: auto; background: #f6f6f6; padding: 0.8em; }
 details { margin: 0.5em 0; border: 1px solid #ddd; border-radius: 4px; padding: 0.3em 0.7em; }
@@ -59,7 +61,7 @@ summary { cursor: pointer; font-size: 0.92rem; }
   main { max-width: none; padding: 0; }
   body { font-size: 11pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .wide { overflow: visible; } table { font-size: 8pt; } tr, .card { break-inside: avoid; }
-  .figures { display: block; } h2 { break-before: page; } h2:first-of-type { break-before: auto; }
+  .figures { display: block; } h2[id] { break-before: page; }
   h3, h4 { break-after: avoid; }
 }
 """

@@ -13,19 +13,19 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from analyses.cli import load_model, question_parser, result_names, write_result
-from sat_lens.commands import run
+from sat_lens.commands import one_line, run
 
 TASK = "ioi"
 KNOBS = {"ablation": "mean", "stream": "clean", "positions": "all"}
 HELD_OUT_SEED = 1_000_003
 """Seed of the generator's stories: none that training draws from, unless it is asked to."""
-TRIED = 1000
+TRIED = 200
 """Stories that are looked through for one that fits the context."""
 
 
@@ -34,11 +34,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def entries(args: argparse.Namespace, command: Sequence[str]) -> Iterator[Any]:
-    """What the page says of each checkpoint; all are loaded before the first is analysed."""
+    """What the page says of each checkpoint; text and models are read before the first is analysed."""
     from analyses.provenance import provenance
     from analyses.report_page import Entry
+    from sat_lens.corpora import read_stories
 
     names = result_names(args.checkpoints)
+    texts = list(islice(read_stories(args.corpus or "stories", seed=HELD_OUT_SEED + args.seed), TRIED))
     models = [load_model(checkpoint, args.device) for checkpoint in args.checkpoints]
     for checkpoint, name, model in zip(args.checkpoints, names, models, strict=True):
         config, log = stored(checkpoint)
@@ -50,17 +52,17 @@ def entries(args: argparse.Namespace, command: Sequence[str]) -> Iterator[Any]:
             provenance=made,
             n_parameters=sum(p.numel() for p in model.parameters()),
             n_gate_parameters=sum(p.numel() for key, p in model.named_parameters() if key.startswith("gates.")),
-            localization=_or_why_not(lambda: localization(model, args, name, made)),  # noqa: B023 (called at once)
-            story=_or_why_not(lambda: story(model, args.corpus or "stories", args.seed)),  # noqa: B023
+            localization=_or_why_not(localization, model, args, name, made),
+            story=_or_why_not(story, model, texts),
         )
 
 
-def _or_why_not(part: Any) -> Any:
-    """A part of the page, or why this checkpoint has none (no gates, no tokenizer, names of several ids)."""
+def _or_why_not(part: Callable[..., Any], *arguments: Any) -> Any:
+    """A part of the page, or why this checkpoint has none (no gates, no tokenizer, a short context)."""
     try:
-        return part()
+        return part(*arguments)
     except ValueError as error:
-        return str(error)
+        return one_line(error)
 
 
 def stored(checkpoint: str) -> tuple[dict[str, Any], str]:
@@ -125,22 +127,22 @@ def stored_localization(folder: Path, made: dict[str, Any], n: int) -> Any:
     return result if same else None
 
 
-def story(model: Any, corpus: str, seed: int) -> Any:
-    """The masks on the first story that fits the model's context whole.
+def story(model: Any, texts: Sequence[str]) -> Any:
+    """The masks on the first of the texts that fits the model's context whole.
 
     Raises:
-        ValueError: a model without masks, or no story in the first TRIED that fits.
+        ValueError: a model without gates or tokenizer, or no text that fits.
     """
     from analyses.masks import story_masks, story_tokens
-    from sat_lens.corpora import read_stories
 
     if getattr(getattr(model, "ablation", None), "mask", "none") == "none":
-        raise ValueError("This checkpoint has no gates, so it has no masks to show.")
-    texts = islice(read_stories(corpus, seed=HELD_OUT_SEED + seed), TRIED)
+        raise ValueError("this checkpoint has no gates")
+    if model.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer")
     rows = (story_tokens(text, model.tokenizer) for text in texts)
     fitting = next((row for row in rows if 2 <= len(row) <= model.cfg.n_ctx), None)
     if fitting is None:
-        raise ValueError(f"no story among the first {TRIED} of {corpus} fits the context of {model.cfg.n_ctx} tokens")
+        raise ValueError(f"none of the first {len(texts)} stories fits the context of {model.cfg.n_ctx} tokens")
     return story_masks(model, fitting)
 
 

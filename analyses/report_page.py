@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from analyses.figures import curve
 from analyses.localization import concentration_figure, head_figure
@@ -155,18 +156,18 @@ def comparison_html(answered: Sequence[tuple[str, Result]]) -> str:
         "A curve that rises sooner needs fewer neurons: its height at x is the share of the summed |effect| "
         f"(logits) that the x of the neurons with the largest effects hold. {_ablation(answered[0][1], capital=True)}."
     )
-    figure = figure_html(drawn, "Concentration of the effect over neurons", how, height=380)
+    figure = figure_html(drawn, "Concentration of the effect over neurons", how)
     return f"<h2>How few units do the task</h2>\n{table_html(header, rows, caption)}{figure}"
 
 
 def checkpoint_html(entry: Entry, anchor: str) -> str:
     body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n<h3>Where the task is done</h3>\n']
     if isinstance(entry.localization, str):
-        body.append(f"<p>No localization: {escaped(entry.localization)}</p>\n")
+        body.append(f"<p>No localization: {escaped(entry.localization)}.</p>\n")
     else:
         body.append(localization_html(entry.localization))
     body.append("<h3>A story with its masks</h3>\n")
-    body.append(f"<p>{escaped(entry.story)}</p>\n" if isinstance(entry.story, str) else masks_html(entry.story))
+    body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n" if isinstance(entry.story, str) else masks_html(entry.story))
     return "".join(body) + configuration_html(entry)
 
 
@@ -190,13 +191,20 @@ def localization_html(result: Result) -> str:
             "Blue heads help: without them the logit of the answer falls against that of the wrong name, by so many "
             f"logits. Orange heads hurt; white ones do nothing. The scale is this checkpoint's own. {made_with}."
         )
-        figures.append(figure_html(head_figure(result), "Effect of ablating one head", how))
+        figures.append(figure_html(_whole_ticks(head_figure(result)), "Effect of ablating one head", how))
     how = (
         "The largest units first: a curve that leaves the dotted line (all units alike) sooner means that fewer "
         f"units do the task. Units are ablated one at a time. {made_with}."
     )
     figures.append(figure_html(concentration_figure(result), "Concentration of the effect", how))
     return f'{solved}<div class="figures">{"".join(figures)}</div>\n{largest_html(result)}'
+
+
+def _whole_ticks(heads: go.Figure) -> go.Figure:
+    """Layers and heads are numbered at every size: Plotly's own choice has halves in it on a wide screen."""
+    for update, ticks in ((heads.update_xaxes, heads.data[0].x), (heads.update_yaxes, heads.data[0].y)):
+        update(tickmode="linear", tick0=0, dtick=max(1, len(ticks) // 12))
+    return heads
 
 
 def largest_html(result: Result) -> str:

@@ -121,6 +121,11 @@ def tokenizer_sha256(tokenizer: "transformers.PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def is_held_out(story: str) -> bool:
+    """Whether a story belongs to the held-out 1/64, by the hash of its text."""
+    return hashlib.sha256(story.encode()).digest()[0] % 64 == 0
+
+
 def packed(
     corpus: str,
     tokenizer: "transformers.PreTrainedTokenizerFast",
@@ -129,19 +134,24 @@ def packed(
     max_tokens: int | None = None,
     seed: int = 0,
     split: str = "train",
+    part: str = "all",
     progress: bool = False,
 ) -> PackedTokens:
     """A corpus packed in a folder of `cache`, made when it is not there yet or does not verify.
 
     The folder is found by what its tokens depend on: corpus, content of the files, generator, tokenizer,
     seed.
+
+    Args:
+        part: `all` stories, or `train` or `held_out`: one story in 64 is held out, by the hash of its text,
+            so that a repeated story never stands on both sides.
     """
     if max_tokens is None and is_endless(corpus):
         raise PackingError(f"an endless corpus needs max_tokens; got none for {corpus}")
     from sat_lens import stories as generator
 
     depends_on = {
-        "schema": SCHEMA_VERSION, "corpus": corpus, "split": split, "seed": seed, "max_tokens": max_tokens,
+        "schema": SCHEMA_VERSION, "corpus": corpus, "split": split, "part": part, "seed": seed, "max_tokens": max_tokens,
         "files": [sha256_file(path) for path in files_of(corpus)], "tokenizer": tokenizer_sha256(tokenizer),
         "generator": sha256_file(generator.__file__) if "stories" in corpus else "",
     }  # fmt: skip
@@ -154,4 +164,6 @@ def packed(
     except (FileNotFoundError, PackingError):
         pass
     stories = read_stories(corpus, split=split, seed=seed)
+    if part != "all":
+        stories = (story for story in stories if is_held_out(story) == (part == "held_out"))
     return pack(stories, tokenizer, folder, max_tokens=max_tokens, corpus=corpus, key=key, progress=progress)

@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = chosen["out"]
     if not chosen["resume"] and (out / "last").exists():
         raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
+    if chosen["resume"] and not out.is_dir():
+        raise FileNotFoundError(f"no run to resume: there is no folder {out}")
     trainer = prepare(chosen, ablation, settings)
     if chosen["resume"]:
         trainer.resume()
@@ -150,7 +152,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
     import torch
 
     from sat_lens.model import SelfAblatingTransformer
-    from sat_lens.packing import packed
+    from sat_lens.packing import PackingError, packed
     from sat_lens.presets import host_config
     from sat_lens.run_log import run_log
     from sat_lens.tokenizers import load_tokenizer
@@ -161,12 +163,17 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
     texts = {"tokenizer": tokenizer, "cache": chosen["cache"], "progress": not chosen["quiet"]}
     own = chosen["held_out"] is None
     train = packed(chosen["corpus"], max_tokens=chosen["max_tokens"], part="train" if own else "all", **texts)
-    held_out = packed(
-        chosen["held_out"] or chosen["corpus"],
-        max_tokens=settings.eval_rows * host.n_ctx,
-        part="held_out" if own else "all",
-        **texts,
-    )
+    try:
+        held_out = packed(
+            chosen["held_out"] or chosen["corpus"],
+            max_tokens=settings.eval_rows * host.n_ctx,
+            part="held_out" if own else "all",
+            **texts,
+        )
+    except PackingError as error:
+        hint = "; pass --held-out CORPUS: one story in 64 of --corpus is too little" if own else ""
+        raise ValueError(f"no held-out text: {error}{hint}") from None
+    train.batch(0, settings.batch_size, host.n_ctx + 1, settings.seed)  # a corpus shorter than a context fails here
     torch.manual_seed(settings.seed)
     model = SelfAblatingTransformer(host, ablation=ablation)
     model.tokenizer = tokenizer

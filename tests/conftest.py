@@ -105,6 +105,19 @@ def tiny_model(tiny_config: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
+def tiny_tokenizer() -> Any:
+    """29 ids: `<|endoftext|>` and the words w1 to w28, split at spaces; pads on the right."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|endoftext|>", *(f"w{i}" for i in range(1, 29))]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), words[0])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="right", **special)
+
+
+@pytest.fixture
 def tokens() -> Any:
     """Random ids [2, 9] of the tiny vocabulary."""
     import torch

@@ -59,6 +59,11 @@ ABLATIONS = {
 }
 
 
+def with_tokenizer(model: SelfAblatingTransformer, tokenizer: object) -> SelfAblatingTransformer:
+    model.tokenizer, model.cfg.tokenizer_prepends_bos = tokenizer, False
+    return model
+
+
 def counterfactual(model: SelfAblatingTransformer, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ablated logits of the model, and those of a plain HookedTransformer masked at one position at a time."""
     out, cache = model.run_with_cache(tokens, stream="both")
@@ -216,10 +221,10 @@ def test_what_two_streams_cannot_honour_is_refused_by_name(tiny_model, tokens, s
         tiny_model()(tokens, stream=stream, **{name: value})
 
 
-def test_what_two_streams_refuse_works_for_the_clean_stream(tiny_model, tokens):
+def test_what_two_streams_refuse_works_for_the_clean_stream(tiny_model, tiny_tokenizer, tokens):
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-    model = tiny_model()
+    model = with_tokenizer(tiny_model(), tiny_tokenizer)  # TransformerLens wants one for its cache
     logits = model(tokens)
     middle = model(tokens, stop_at_layer=1)
     torch.testing.assert_close(model(middle, start_at_layer=1), logits)
@@ -230,15 +235,29 @@ def test_what_two_streams_refuse_works_for_the_clean_stream(tiny_model, tokens):
     torch.testing.assert_close(torch.cat([first, second], 1), logits)
 
 
-def test_left_padding_is_refused_for_two_streams_alone(tiny_model, tokens):
-    class LeftPadding:
-        padding_side, pad_token_id, bos_token_id = "left", 0, 0
-
-    model = tiny_model()
-    model.tokenizer = LeftPadding()
+def test_left_padding_is_refused_for_two_streams_alone(tiny_model, tiny_tokenizer, tokens):
+    model = with_tokenizer(tiny_model(), tiny_tokenizer)
+    model.tokenizer.padding_side = "left"
     with pytest.raises(ValueError, match="left padding; set tokenizer.padding_side to 'right'"):
         model(tokens, stream="both")
-    model.tokenizer = None
+    assert model(tokens, stream="clean").shape == (2, 9, 29)
+
+
+def test_strings_are_encoded_as_hooked_transformer_encodes_them(tiny_model, tiny_tokenizer):
+    model = with_tokenizer(tiny_model(), tiny_tokenizer)
+    for text in ("w3 w5 w3", ["w1 w2", "w7 w8"]):
+        for prepend_bos in (True, False):
+            tokens = model.to_tokens(text, prepend_bos=prepend_bos)
+            assert torch.equal(model(text, prepend_bos=prepend_bos), model(tokens))
+            both = model(text, prepend_bos=prepend_bos, stream="both")
+            assert torch.equal(both.ablated, model(tokens, stream="ablated"))
+
+
+def test_shorter_strings_of_a_batch_are_padded_on_the_right_and_do_not_notice(tiny_model, tiny_tokenizer):
+    model = with_tokenizer(tiny_model(), tiny_tokenizer)
+    alone = model("w1 w2", stream="ablated")
+    padded = model(["w1 w2", "w3 w4 w5 w6"], stream="ablated")
+    torch.testing.assert_close(padded[0, : alone.shape[1]], alone[0])
 
 
 @pytest.mark.parametrize("return_type", ["both", None, "logit"])
@@ -285,7 +304,7 @@ def test_a_k_beyond_the_width_is_refused(tiny_config):
         ({"attn_scores_soft_cap": 30.0}, "soft-capped"),
         ({"output_logits_soft_cap": 30.0}, "soft-capped"),
         ({"use_attention_sinks": True}, "attention sinks"),
-        ({"use_normalization_before_and_after": True}, "norms after attention and MLP"),
+        ({"use_normalization_before_and_after": True, "normalization_type": "RMS"}, "norms after attention and MLP"),
     ],
 )
 def test_a_host_that_two_streams_do_not_support_is_refused_by_name(tiny_config, changes, words):
@@ -426,8 +445,9 @@ def test_explicit_targets_are_the_ones_predicted(tiny_model, tokens):
     torch.testing.assert_close(model.losses(tokens, targets).ablated, expected)
 
 
-def test_generate_uses_the_clean_stream_and_its_cache(tiny_model, tokens):
-    model = tiny_model()
+def test_generate_uses_the_clean_stream_and_its_cache(tiny_model, tiny_tokenizer, tokens):
+    # without a tokenizer TransformerLens 3.9 counts positions twice when it generates from its cache
+    model = with_tokenizer(tiny_model(n_ctx=32), tiny_tokenizer)
     knobs = {"max_new_tokens": 4, "do_sample": False, "stop_at_eos": False, "verbose": False}
     ours = model.generate(tokens[:1], **knobs)
     step_by_step = tokens[:1]

@@ -287,3 +287,20 @@ def test_real_validation_text_is_packed_whole(real_data, tmp_path):
     assert rows.n_predicted == found.n_tokens - found.n_stories
     assert rows.n_characters == found.n_characters == sum(len(text) for text in read_stories(path))
     assert 3.8 < found.n_characters / found.n_tokens < 4.3
+
+
+def test_train_and_held_out_are_a_partition_of_the_stories(tmp_path):
+    from sat_lens.packing import packed
+
+    tokenizer = load_tokenizer("stories-4096")
+    texts = [f"Tom saw {n} birds. They were blue." for n in range(400)]
+    corpus = tmp_path / "tales.txt"
+    corpus.write_text("\n<|endoftext|>\n".join([*texts, texts[7]]) + "\n<|endoftext|>\n")
+    parts = {part: packed(str(corpus), tokenizer, tmp_path / "cache", part=part) for part in ("all", "train", "held_out")}
+    assert parts["train"].n_stories + parts["held_out"].n_stories == parts["all"].n_stories == 401
+    assert 0 < parts["held_out"].n_stories < 30
+
+    def stories_of(packed_tokens):
+        return set(tokenizer.decode(packed_tokens.tokens[:].tolist()).split("<|endoftext|>")) - {""}
+
+    assert stories_of(parts["train"]).isdisjoint(stories_of(parts["held_out"]))
