@@ -148,8 +148,11 @@ def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         result.save(temporary)
-        for name, drawn in figures.items():
-            write_figure(drawn, temporary / "figures" / f"{name}.html", static=static)
+        problems = [
+            write_figure(drawn, temporary / "figures" / f"{name}.html", static) for name, drawn in figures.items()
+        ]
+        if problem := next(filter(None, problems), None):
+            sys.stderr.write(f"warning: {problem}\n")
         temporary.chmod(0o755)
         replace_folder(temporary, folder)
     finally:

@@ -1,6 +1,5 @@
 """Figures: one Plotly template, two kinds of plot, and how they are written."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,23 +84,25 @@ def curve(
     return drawn
 
 
-def write_figure(drawn: go.Figure, path: Path | str, static: bool = False) -> None:
+def write_figure(drawn: go.Figure, path: Path | str, static: bool = False) -> str | None:
     """Write `path` (.html), self-contained: it holds Plotly's script and asks no server for anything.
 
     Args:
         drawn: the figure.
         path: of the HTML file.
-        static: also write .svg and .pdf beside it, where kaleido and a Chrome are there; where they
-            are not, one line on stderr says so.
+        static: also write .svg and .pdf beside it; that takes kaleido and a Chrome.
+
+    Returns:
+        Why the static files could not be written, on one line; None where all went well.
     """
     path = Path(path)
     html = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem)
     write_whole(path, html)
     if not static:
-        return
+        return None
     try:
         for suffix in (".svg", ".pdf"):
             write_whole(path.with_suffix(suffix), drawn.to_image(format=suffix[1:]))
     except Exception as error:  # kaleido and Chrome fail in many ways, none of which touches the HTML
-        reason = " ".join(str(error).split())[:200]
-        sys.stderr.write(f"no static figure for {path.name}: kaleido 1 and Chrome are needed ({reason})\n")
+        return f"no .svg and .pdf: they need kaleido 1 and a Chrome ({' '.join(str(error).split())[:200]})"
+    return None

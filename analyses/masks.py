@@ -164,8 +164,8 @@ def mean_losses(story: StoryMasks) -> str:
 
 
 def legend() -> str:
-    steps = [-STRONGEST, -STRONGEST / 2, 0.0, STRONGEST / 2, STRONGEST]
-    samples = "".join(f'<span class="{color(cost)}">{cost:+.0f}</span> ' if cost else "<span>0</span> " for cost in steps)
+    costs = [-STRONGEST, -STRONGEST / 2, 0.0, STRONGEST / 2, STRONGEST]
+    samples = "".join(f'<span class="{color(cost)}">{cost:+.0f}</span> ' for cost in costs)
     return f'<p class="legend how">Ablated minus clean, nats: {samples} (beyond {STRONGEST:.0f} no stronger)</p>\n'
 
 

@@ -40,20 +40,26 @@ VISIBLE = {
 
 def escaped(value: object) -> str:
     """Text for an element or a quoted attribute: no markup, no control character, no lone surrogate."""
-    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    return html.escape(text.translate(VISIBLE), quote=True)
+    return html.escape(encodable(str(value)).translate(VISIBLE), quote=True)
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate, as in a file name that is not UTF-8, becomes `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def number(value: Any, digits: int = 3) -> str:
     """A number for a table: whole ones with commas, others with so many decimals, a dash for none."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) in ("nan", "<NA>"):
         return MISSING
     return f"{value:,}" if isinstance(value, int) else f"{float(value):.{digits}f}"
 
 
 def interval(value: Any, low: Any, high: Any, digits: int = 3) -> str:
-    """`0.914 [0.871, 0.943]`."""
-    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+    """`0.914 [0.871, 0.943]`; a dash without a value."""
+    if (shown := number(value, digits)) == MISSING:
+        return MISSING
+    return f"{shown} [{number(low, digits)}, {number(high, digits)}]"
 
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:

@@ -56,7 +56,7 @@ summary { cursor: pointer; font-size: 0.92rem; }
   font-size: 9px; background: #eee; }
 .heads .s1 { background: #cfe8dd; } .heads .s2 { background: #9fd2bc; }
 .heads .s3 { background: #66b996; } .heads .s4 { background: #2fa276; }
-.all { font-size: 0.8rem; } .all td:first-child { white-space: pre-wrap; }
+.all { font-size: 0.8rem; } .all :is(th, td):nth-child(-n + 2) { white-space: pre-wrap; text-align: left; }
 @media print {
   main { max-width: none; padding: 0; }
   body { font-size: 11pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }

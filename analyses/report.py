@@ -33,13 +33,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return question_parser("report", __doc__).parse_args(argv)
 
 
-def entries(args: argparse.Namespace, command: Sequence[str]) -> Iterator[Any]:
+def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[str]) -> Iterator[Any]:
     """What the page says of each checkpoint; text and models are read before the first is analysed."""
     from analyses.provenance import provenance
     from analyses.report_page import Entry
     from sat_lens.corpora import read_stories
 
-    names = result_names(args.checkpoints)
     texts = list(islice(read_stories(args.corpus or "stories", seed=HELD_OUT_SEED + args.seed), TRIED))
     models = [load_model(checkpoint, args.device) for checkpoint in args.checkpoints]
     for checkpoint, name, model in zip(args.checkpoints, names, models, strict=True):
@@ -148,12 +147,13 @@ def story(model: Any, texts: Sequence[str]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
+    names = result_names(args.checkpoints)
     command = ["python", "-m", "analyses.report", *(sys.argv[1:] if argv is None else argv)]
     with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
         from analyses.report_page import checkpoints_result, report_html
         from sat_lens.files import write_whole
 
-        found = list(entries(args, command))
+        found = list(entries(args, names, command))
         write_whole(args.out / "report.html", report_html(found))
         result = checkpoints_result(found)
     sys.stdout.write(f"{result.to_json()}\n" if args.json else f"{args.out / 'report.html'}\n")

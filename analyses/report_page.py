@@ -13,9 +13,9 @@ from analyses.localization import concentration_figure, head_figure
 from analyses.masks import StoryMasks, masks_html
 from analyses.metrics import concentration_curve
 from analyses.page import (
-    MISSING,
     details_html,
     document,
+    encodable,
     escaped,
     figure_html,
     interval,
@@ -28,6 +28,7 @@ from analyses.result import Result
 KINDS = {"head": "heads", "channel": "z channels", "neuron": "neurons"}
 LARGEST = 5
 """Units of a kind in the table of a checkpoint."""
+WHOLE = ("k_attn", "k_mlp", "seed", "n_parameters", "n_gate_parameters", "tokens_seen", "n")
 UNITS = {
     **dict.fromkeys(("n_parameters", "n_gate_parameters"), "weights"),
     "tokens_seen": "tokens",
@@ -65,9 +66,8 @@ class Entry:
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
     """One row a checkpoint: arm, size, training, held-out loss, accuracy on IOI with its 95 % interval and n."""
     table = pd.DataFrame([_row(entry) for entry in entries])
-    whole = ("k_attn", "k_mlp", "seed", "n_parameters", "n_gate_parameters", "tokens_seen", "n")
-    table = table.astype(dict.fromkeys(whole, "Int64"))
-    meta = {key: value for key, value in entries[0].provenance.items() if key in ("versions", "commit", "command", "date")}
+    table = table.astype(dict.fromkeys(WHOLE, "Int64"))
+    meta: dict[str, Any] = {key: entries[0].provenance[key] for key in ("versions", "commit", "command", "date")}
     meta["checkpoints"] = {entry.name: entry.provenance["checkpoint_sha256"] for entry in entries}
     return Result("report", table, UNITS, meta)
 
@@ -77,7 +77,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     gated = ablation["mask"] != "none"
     task = {} if isinstance(entry.localization, str) else entry.localization.meta["task"]
     return {
-        "checkpoint": entry.name,
+        "checkpoint": encodable(entry.name),
         "mask": ablation["mask"],
         "k_attn": ablation["k_attn"] if gated else None,
         "k_mlp": ablation["k_mlp"] if gated else None,
@@ -118,8 +118,8 @@ def summary_html(entries: Sequence[Entry]) -> str:
     rows = []
     for row in checkpoints_result(entries).table.astype(object).to_dict(orient="records"):
         losses = (number(row[f"held_out_{stream}"]) for stream in ("clean", "ablated"))
-        accuracy = MISSING if row["ioi_accuracy"] is None else interval(row["ioi_accuracy"], row["ci_low"], row["ci_high"])
-        whole = [number(row[column]) for column in ("k_attn", "k_mlp", "seed", *list(UNITS)[:3])]
+        accuracy = interval(row["ioi_accuracy"], row["ci_low"], row["ci_high"])
+        whole = [number(row[column]) for column in WHOLE[:-1]]
         rows.append((row["checkpoint"], row["mask"], *whole, *losses, accuracy, number(row["n"])))
     caption = (
         "Losses in nats a token on held-out text, as logged in training. IOI: indirect object identification on "
@@ -137,8 +137,11 @@ def comparison_html(answered: Sequence[tuple[str, Result]]) -> str:
     rows = []
     for name, result in answered:
         gini = {row["kind"]: row for row in result.meta["concentration"] if row["metric"] == "gini"}
-        cells = [interval(g["value"], g["ci_low"], g["ci_high"], 2) if (g := gini.get(kind)) else MISSING for kind in KINDS]
-        rows.append((name, *cells, number(result.meta["task"]["n"])))
+        cells = [
+            [gini[kind][key] for key in ("value", "ci_low", "ci_high")] if kind in gini else [None] * 3
+            for kind in KINDS
+        ]
+        rows.append((name, *(interval(*cell, digits=2) for cell in cells), number(result.meta["task"]["n"])))
     caption = (
         f"Gini coefficient of |effect on the logit difference|, {_ablation(answered[0][1])}: 0 when all units matter "
         "alike, near 1 when one has it all. Bootstrap over n prompts, which evens effects out: an interval may lie "
@@ -167,7 +170,10 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
     else:
         body.append(localization_html(entry.localization))
     body.append("<h3>A story with its masks</h3>\n")
-    body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n" if isinstance(entry.story, str) else masks_html(entry.story))
+    if isinstance(entry.story, str):
+        body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n")
+    else:
+        body.append(masks_html(entry.story))
     return "".join(body) + configuration_html(entry)
 
 
@@ -222,7 +228,7 @@ def largest_html(result: Result) -> str:
     header = ("unit", "effect on logit difference, logits [95 %]", "effect on loss, nats [95 %]", "p (Holm)", "n")
     caption = (
         f"The {LARGEST} units of each kind with the largest |effect|; positive: the unit helps. "
-        f"{_ablation(result, capital=True)}. Bootstrap over n prompts; p of a sign-flip test, corrected within the kind."
+        f"{_ablation(result, capital=True)}. Bootstrap over n prompts; p: sign-flip test, corrected within the kind."
     )
     return table_html(header, rows, caption)
 
@@ -245,7 +251,7 @@ def configuration_html(entry: Entry) -> str:
     parts = [
         pairs_html("Self-ablation", made["ablation"] or {"mask": "none"}),
         pairs_html("Model", made["model"]),
-        *(pairs_html(title.capitalize(), entry.config[title]) for title in ("training", "data") if entry.config.get(title)),
+        *(pairs_html(part.capitalize(), pairs) for part in ("training", "data") if (pairs := entry.config.get(part))),
         pairs_html(f"sha256 of {made['checkpoint_sha256_of']}", {"sha256": made["checkpoint_sha256"]}),
     ]
     if not isinstance(entry.localization, str):

@@ -132,13 +132,12 @@ def mean_activations(
             model(tokens[rows], **forward)
     if missing := sorted(set(hook_names) - set(sums)):
         raise ValueError(f"{missing[0]} did not fire in this forward pass")
-    counts = keep.sum(0).clamp(min=1) if by_position else keep.sum()
+    counts = keep.sum(0).clamp(min=1) if by_position else keep.sum()[None]
     means = {}
     for name, total in sums.items():
-        total = total if by_position else total.sum(0)
-        means[name] = (total / counts.reshape(-1, *[1] * (total.ndim - 1)) if by_position else total / counts).to(
-            model.cfg.dtype
-        )
+        total = total if by_position else total.sum(0, keepdim=True)
+        mean_by_row = (total / counts.reshape(-1, *[1] * (total.ndim - 1))).to(model.cfg.dtype)
+        means[name] = mean_by_row if by_position else mean_by_row[0]
     return means
 
 

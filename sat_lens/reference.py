@@ -137,11 +137,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from sat_lens.checkpoint import read_weights
 
-        return {key.removeprefix("state."): value for key, value in read_weights(path).items()}
+        tensors = read_weights(path)
+        inside = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+        return inside or tensors
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a file of tensors alone ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a file of tensors alone ({reason})") from None
     if isinstance(content, dict):
         for wrapper in ("model_state_dict", "state_dict", "model"):
             content = content[wrapper] if isinstance(content.get(wrapper), dict) else content

@@ -14,10 +14,13 @@ _HOMES = {
     "head_figure": "figures",
     "unit_figures": "figures",
 }
-__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'analyses.localization' has no attribute {name!r}")
     return getattr(import_module(f"analyses.localization.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -71,6 +71,12 @@ def paths_are_not_looked_for(monkeypatch, request):
         monkeypatch.setattr(cli, "refuse_missing_file", lambda checkpoint: None)
 
 
+def test_static_figures_that_cannot_be_written_cost_one_line(any_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("analyses.figures.write_figure", lambda drawn, path, static: "no Chrome" if static else None)
+    ask(["a", "--out", str(tmp_path), "--static"])
+    assert "warning: no Chrome\n" in capsys.readouterr().err
+
+
 def test_json_is_all_that_stdout_gets_one_line_a_checkpoint(any_model, tmp_path, capsys):
     ask(["a", "b", "--out", str(tmp_path), "--json"])
     lines = capsys.readouterr().out.splitlines()

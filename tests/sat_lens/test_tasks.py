@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sat_lens.stories import IOI_TEMPLATES, NAMES, OBJECTS, PLACES, is_held_out_pair
 from sat_lens.tasks import Task, TaskError, ioi_task, load_task, task_from_file
+from sat_lens.tasks.ioi import usable_names
 
 WORDS = sorted({w for text in IOI_TEMPLATES for w in re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", "", text))})
 
@@ -247,3 +248,15 @@ def test_the_published_prompts_are_read_with_gpt2s_tokenizer(real_data):
     task = load_task(real_data / "ioi" / "autocircuit_ioi_customized_prompts.json", tokenizer, n=1000)
     assert task.n == 1000 and tokenizer.decode([task.answers[0]]) == " Rob"
     assert set(task.lengths.tolist()) <= set(range(15, 22))  # 14-20 tokens and the beginning of text
+
+
+def test_the_shipped_tokenizer_takes_every_template_and_every_name():
+    from sat_lens.tokenizers import load_tokenizer
+
+    shipped = load_tokenizer("stories-4096")
+    task = ioi_task(shipped, n=600)
+    assert set(usable_names(shipped)) == set(NAMES)
+    assert {shipped.decode([answer])[1:] for answer in task.answers} <= set(NAMES)
+    written_out = {re.sub(rf"\b({'|'.join([*NAMES, *PLACES, *OBJECTS])})\b", "_", text) for text in task.prompts}
+    templates = {re.sub(r"\{\w+\}", "_", template) for template in IOI_TEMPLATES}
+    assert written_out == templates
