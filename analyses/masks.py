@@ -81,13 +81,14 @@ def story_masks(model: Any, story: str | Int[Tensor, " pos"]) -> StoryMasks:
         )
         relevance = [_layer_relevance(cache, layer) for layer in range(model.cfg.n_layers)]
         winners = masks(relevance, dataclasses.replace(ablation, forward="hard"), model.cfg.d_head)
+    neurons = [layer.mlp for layer in winners if layer.mlp is not None]
     clean, ablated = (_next_token_loss(logits, batch) for logits in streams)
     return StoryMasks(
         tokens=tuple(model.tokenizer.decode([token]) for token in tokens.tolist()),
         loss_clean=clean,
         loss_ablated=ablated,
         attn=torch.stack([layer.attn[0] > 0.5 for layer in winners]).cpu(),
-        mlp=None if winners[0].mlp is None else torch.stack([layer.mlp[0] > 0.5 for layer in winners]).cpu(),
+        mlp=torch.stack([mask[0] > 0.5 for mask in neurons]).cpu() if neurons else None,
         whole_heads=ablation.unit == "head",
         soft=ablation.forward == "soft",
     )
@@ -165,7 +166,7 @@ def mean_losses(story: StoryMasks) -> str:
 
 def legend() -> str:
     costs = [-STRONGEST, -STRONGEST / 2, 0.0, STRONGEST / 2, STRONGEST]
-    samples = "".join(f'<span class="{color(cost)}">{cost:+.0f}</span> ' for cost in costs)
+    samples = "".join(f'<span class="{color(cost)}">{cost:+.0f}</span> '.replace("+0", "0") for cost in costs)
     return f'<p class="legend how">Ablated minus clean, nats: {samples} (beyond {STRONGEST:.0f} no stronger)</p>\n'
 
 

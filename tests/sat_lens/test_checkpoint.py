@@ -1,0 +1,443 @@
+"""Checkpoint folders: the same model after a round trip, and refused when anything is not what it says."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sat_lens import SelfAblatingTransformer, files, load, save
+from sat_lens._tl import HookedTransformer
+from sat_lens.checkpoint import (
+    CheckpointError,
+    checkpoint_hash,
+    load_any,
+    read_state,
+    resolve,
+    verify_files,
+)
+
+NAMES = ("config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "state/optimizer.safetensors",
+         "state/state.json")  # fmt: skip
+STATE = ({"exp_avg.x": torch.arange(3.0)}, {"step": 7, "best": 1.5})
+LLAMA = {
+    "positional_embedding_type": "rotary", "rotary_dim": 4, "normalization_type": "RMS", "gated_mlp": True,
+    "act_fn": "silu", "n_key_value_heads": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_tokenizer, tmp_path):
+    """A complete checkpoint folder, with a tokenizer, a log and a training state."""
+    model = tiny_model({"mask": "both"})
+    model.tokenizer = tiny_tokenizer
+    return save(model, tmp_path / "checkpoint", log='{"step": 0}\n', state=STATE)
+
+
+def signed_again(folder) -> None:
+    """Rewrite the manifest, as someone who wants to be believed would."""
+    path = folder / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["sha256"] = {name: files.sha256_file(folder / name) for name in manifest["sha256"]}
+    path.write_text(json.dumps(manifest))
+
+
+def edited_config(folder, **changes) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            config[key] = config[key] | value
+        else:
+            config[key] = value
+    path.write_text(json.dumps(config))
+    signed_again(folder)
+
+
+def edited_weights(folder, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
+    signed_again(folder)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, LLAMA, {"dtype": torch.float32}])
+@pytest.mark.parametrize("mask", ["none", "local", "global", "both"])
+def test_a_model_survives_a_round_trip_bit_for_bit(tiny_model, tokens, tmp_path, mask, changes):
+    model = tiny_model({"mask": mask, "temperature": 0.3, "unit": "head"}, **changes)
+    other = load(save(model, tmp_path / "checkpoint"))
+    assert type(other) is SelfAblatingTransformer and other.ablation == model.ablation and not other.training
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in other.named_parameters()]
+    assert torch.equal(other(tokens), model(tokens))
+    if mask != "none":
+        assert torch.equal(other(tokens, stream="ablated"), model(tokens, stream="ablated"))
+
+
+@pytest.mark.parametrize("changes", [{}, LLAMA])
+def test_a_plain_hooked_transformer_survives_a_round_trip(tiny_model, tokens, tmp_path, changes):
+    plain = tiny_model(**changes).to_hooked_transformer()
+    other = load(save(plain, tmp_path / "checkpoint"))
+    assert type(other) is HookedTransformer and torch.equal(other(tokens), plain(tokens))
+
+
+def test_the_tokenizer_comes_back_with_its_special_tokens(saved):
+    tokenizer = load(saved).tokenizer
+    assert tokenizer.encode("w3 w28 w1", add_special_tokens=False) == [3, 28, 1]
+    assert tokenizer.decode([0, 5]) == "<|endoftext|> w5"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 0)
+
+
+def test_a_loaded_model_reads_strings(saved):
+    model = load(saved)
+    assert torch.equal(model.to_tokens("w3 w4"), torch.tensor([[0, 3, 4]]))
+    assert model("w3 w4", stream="both").ablated.shape == (1, 3, 29)
+
+
+def test_a_folder_holds_the_files_of_the_interface_and_their_hashes(saved):
+    found = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
+    assert found == {*NAMES, "MANIFEST.json"}
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    assert manifest == {"sha256": {name: files.sha256_file(saved / name) for name in NAMES}}
+    config = json.loads((saved / "config.json").read_text())
+    assert config["schema_version"] == 1 and set(config["versions"]) >= {"sat_lens", "torch", "transformer_lens"}
+    assert config["processing"] == dict.fromkeys(
+        ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
+    )
+    verify_files(saved)
+
+
+def test_weights_carry_plain_keys_and_the_tied_one_is_stored_once(saved, tiny_model):
+    stored = set(load_file(saved / "model.safetensors"))
+    gates = {key for key in stored if key.startswith("gates.")}
+    plain = set(tiny_model({"mask": "none"}).state_dict()) - {"unembed.W_U"}
+    assert stored - gates == plain and len(gates) == 2 * (2 * 2 + 2)
+
+
+def test_a_model_without_tokenizer_or_state_has_no_files_of_them(tiny_model, tmp_path):
+    folder = save(tiny_model(), tmp_path / "checkpoint")
+    assert sorted(p.name for p in folder.iterdir()) == ["MANIFEST.json", "config.json", "log.jsonl", "model.safetensors"]
+    with pytest.raises(CheckpointError, match="holds no training state .state/optimizer.safetensors is missing."):
+        read_state(folder)
+
+
+def test_training_state_comes_back(saved):
+    tensors, state = read_state(saved)
+    assert torch.equal(tensors["exp_avg.x"], torch.arange(3.0)) and state == {"step": 7, "best": 1.5}
+
+
+def test_what_was_said_of_training_and_data_is_kept(tiny_model, tmp_path):
+    told = {"training": {"steps": 3}, "data": {"corpus": "stories"}, "processing": {"fold_ln": True}, "log": "a\n"}
+    folder = save(tiny_model(), tmp_path / "checkpoint", **told)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["training"] == {"steps": 3} and config["data"] == {"corpus": "stories"}
+    assert config["processing"]["fold_ln"] is True and (folder / "log.jsonl").read_text() == "a\n"
+
+
+def test_saving_twice_gives_the_same_bytes(tiny_model, tmp_path):
+    model = tiny_model()
+    one, other = (save(model, tmp_path / name) for name in ("a", "b"))
+    for name in ("config.json", "model.safetensors", "MANIFEST.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert checkpoint_hash(one) == files.sha256_file(other / "model.safetensors")
+
+
+@pytest.mark.parametrize("bit", [0, 3, 7])
+@pytest.mark.parametrize("where", [0.0, 0.37, 0.74, 0.999])
+@pytest.mark.parametrize("name", [*NAMES, "MANIFEST.json"])
+def test_one_flipped_bit_anywhere_is_refused_and_the_file_named(saved, name, where, bit):
+    content = bytearray((saved / name).read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    (saved / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as refusal:
+        load(saved)
+    assert "\n" not in str(refusal.value)
+    if name != "MANIFEST.json":
+        assert f"{saved / name}: its sha256 is not the manifest's" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: listed in the manifest but missing"):
+        load(saved)
+
+
+def test_a_missing_manifest_is_said_to_be_missing(saved):
+    (saved / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match="MANIFEST.json: no such file"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_the_manifest_does_not_list_is_refused(saved, name):
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    del manifest["sha256"][name]
+    (saved / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"{name}: not listed in the manifest"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_must_have_a_configuration_and_weights(saved, name):
+    (saved / name).unlink()
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    del manifest["sha256"][name]
+    (saved / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname", "notes.txt", "state/../../x"])
+def test_a_manifest_that_lists_another_path_is_refused(saved, name):
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    manifest["sha256"][name] = "0" * 64
+    (saved / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="unknown file name"):
+        load(saved)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"sha256": []}', "{}", "[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(saved, content):
+    (saved / "MANIFEST.json").write_text(content)
+    with pytest.raises(CheckpointError, match="MANIFEST.json"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "MANIFEST.json", "state"])
+def test_links_are_not_followed(saved, tmp_path, name):
+    shutil.move(saved / name, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", saved / name)
+    with pytest.raises(CheckpointError):
+        load(saved)
+
+
+def test_a_missing_gate_is_named(saved):
+    edited_weights(saved, lambda weights: weights.pop("gates.local.1.mlp.bias"))
+    with pytest.raises(CheckpointError, match="missing key 'gates.local.1.mlp.bias' .1 in all."):
+        load(saved)
+
+
+def test_an_unknown_weight_is_named(saved):
+    edited_weights(saved, lambda weights: weights.update({"gates.local.9.mlp.bias": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match="unknown key 'gates.local.9.mlp.bias' .1 in all."):
+        load(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(saved, value):
+    edited_weights(saved, lambda weights: weights["blocks.1.mlp.W_in"][3].__setitem__(2, value))
+    with pytest.raises(CheckpointError, match="blocks.1.mlp.W_in has 1 values that are not finite"):
+        load(saved)
+
+
+def test_a_weight_of_another_shape_or_type_is_named_with_both(saved):
+    edited_weights(saved, lambda w: w.update({"gates.global.mlp.bias": torch.zeros(5, dtype=torch.float64)}))
+    with pytest.raises(CheckpointError, match=r"gates.global.mlp.bias must be torch.float64 \(48,\); got .* \(5,\)"):
+        load(saved)
+    edited_weights(saved, lambda w: w.update({"gates.global.mlp.bias": torch.zeros(48)}))
+    with pytest.raises(CheckpointError, match=r"must be torch.float64 \(48,\); got torch.float32 \(48,\)"):
+        load(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x08" + bytes(7) + b'{"a": 1}', b"not safetensors"])
+def test_weights_that_are_no_safetensors_are_refused(saved, content):
+    (saved / "model.safetensors").write_bytes(content)
+    signed_again(saved)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load(saved)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_an_unknown_schema_is_refused(saved, version):
+    edited_config(saved, schema_version=version)
+    with pytest.raises(CheckpointError, match=f"schema_version must be 1; got {version!r}"):
+        load(saved)
+
+
+def test_an_unknown_or_missing_entry_of_the_configuration_is_named(saved):
+    edited_config(saved, colour="blue")
+    with pytest.raises(CheckpointError, match="unknown entry 'colour'"):
+        load(saved)
+    config = json.loads((saved / "config.json").read_text())
+    del config["colour"], config["ablation"]
+    (saved / "config.json").write_text(json.dumps(config))
+    signed_again(saved)
+    with pytest.raises(CheckpointError, match="missing entry 'ablation'"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "Perceptron"},
+        {"kind": None},
+        {"model": {"colour": "blue"}},
+        {"model": {"dtype": "load"}},
+        {"model": {"dtype": 3}},
+        {"model": {"act_fn": "nothing"}},
+        {"model": {"n_layers": 3}},
+        {"model": {"n_layers": 10**12}},
+        {"model": {"n_layers": "2"}},
+        {"model": {"d_vocab": 10**12}},
+        {"model": {"n_ctx": 10**12}},
+        {"model": {"d_mlp": None}},
+        {"model": None},
+        {"ablation": {"colour": "blue"}},
+        {"ablation": {"k_attn": 10**9}},
+        {"ablation": {"mask": "local"}},
+        {"ablation": None},
+        {"ablation": []},
+    ],
+)
+def test_a_configuration_that_does_not_describe_the_weights_is_refused(saved, changes):
+    edited_config(saved, **changes)
+    with pytest.raises(CheckpointError) as refusal:
+        load(saved)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_configuration_cannot_fetch_a_tokenizer_or_run_its_code(saved, monkeypatch):
+    import transformers
+
+    fetched = []
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *a, **k: fetched.append(a))
+    edited_config(saved, model={"tokenizer_name": "someone/else", "trust_remote_code": True}, tokenizer=None)
+    with pytest.raises(CheckpointError):
+        load(saved)
+    assert not fetched
+
+
+@pytest.mark.parametrize("kind", ["HookedTransformer", "SelfAblatingTransformer"])
+def test_a_kind_that_does_not_fit_the_weights_is_refused(tiny_model, tmp_path, kind):
+    gated = save(tiny_model(), tmp_path / "gated")
+    plain = save(tiny_model().to_hooked_transformer(), tmp_path / "plain")
+    edited_config(gated, kind="HookedTransformer")
+    edited_config(plain, kind="SelfAblatingTransformer")
+    for folder in (gated, plain):
+        with pytest.raises(CheckpointError):
+            load(folder)
+
+
+def test_a_tokenizer_that_the_configuration_speaks_of_must_be_there(saved):
+    (saved / "tokenizer.json").unlink()
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    del manifest["sha256"]["tokenizer.json"]
+    (saved / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="tokenizer.json is missing"):
+        load(saved)
+
+
+def test_a_model_with_a_nan_is_not_saved_and_what_was_there_stays(saved, tiny_model):
+    model = tiny_model()
+    with torch.no_grad():
+        model.blocks[0].attn.W_Q[0, 0, 0] = float("nan")
+    before = checkpoint_hash(saved)
+    with pytest.raises(CheckpointError, match="blocks.0.attn.W_Q has 1 values that are not finite"):
+        save(model, saved)
+    assert checkpoint_hash(saved) == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(tiny_model, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("the only copy")
+    (tmp_path / "file").write_text("a file")
+    for name in ("thesis", "file"):
+        with pytest.raises((ValueError, OSError), match=name):
+            save(tiny_model(), tmp_path / name)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "the only copy"
+    (tmp_path / "empty").mkdir()
+    save(tiny_model(), tmp_path / "empty")
+
+
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_between_the_renames_leaves_the_old_checkpoint(saved, tiny_model, monkeypatch, crash_at):
+    before, calls, replace = checkpoint_hash(saved), [], os.replace
+
+    def crashing(*args):
+        calls.append(args)
+        if len(calls) == crash_at:
+            raise KeyboardInterrupt
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        save(tiny_model(), saved)
+    monkeypatch.undo()
+    assert checkpoint_hash(saved) == before
+    load(saved)
+    save(tiny_model(), saved)
+    assert checkpoint_hash(saved) != before
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(saved, tiny_model, monkeypatch):
+    before = checkpoint_hash(saved)
+    monkeypatch.setattr("sat_lens.checkpoint._write_manifest", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tiny_model(), saved)
+    monkeypatch.undo()
+    assert checkpoint_hash(saved) == before
+    load(saved)
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_and_else_its_last(tiny_model, tmp_path):
+    last = save(tiny_model(seed=1), tmp_path / "run" / "last")
+    assert resolve(tmp_path / "run") == last
+    best = save(tiny_model(seed=2), tmp_path / "run" / "best")
+    assert resolve(tmp_path / "run") == best
+
+
+def test_a_checkpoint_can_be_loaded_from_inside_its_folder(saved, monkeypatch):
+    monkeypatch.chdir(saved)
+    assert load(".").ablation.mask == "both"
+
+
+def test_a_checkpoint_that_does_not_exist_lists_the_shipped_ones(monkeypatch, tmp_path, tiny_model):
+    monkeypatch.setattr("sat_lens.checkpoint.SHIPPED", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'no-such': .* shipped ones \(none\)"):
+        load("no-such")
+    save(tiny_model(), tmp_path / "local-k4-s0")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'no-such': .* shipped ones \(local-k4-s0\)"):
+        load("no-such")
+    assert load("local-k4-s0").ablation.mask == "local"
+
+
+def test_a_name_with_a_folder_in_it_is_no_shipped_checkpoint(monkeypatch, tmp_path, tiny_model):
+    monkeypatch.setattr("sat_lens.checkpoint.SHIPPED", tmp_path / "shipped")
+    save(tiny_model(), tmp_path / "secret")
+    with pytest.raises(FileNotFoundError):
+        load("../secret")
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint folder: it has no config.json"):
+        load(tmp_path)
+
+
+def test_load_any_says_all_that_it_tried():
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'no-such': .* not a model that TransformerLens knows"):
+        load_any("no-such")
+
+
+def test_load_any_refuses_what_is_neither_cached_nor_reachable(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", offline)
+    with pytest.raises(FileNotFoundError, match="gpt2 is neither in the local cache nor could it be fetched"):
+        load_any("gpt2")
+
+
+@pytest.mark.real_data
+def test_load_any_takes_a_llama2c_file_which_survives_a_round_trip(real_data, tmp_path):
+    model = load_any(real_data / "stories260K" / "stories260K.bin")
+    other = load(save(model, tmp_path / "checkpoint"))
+    tokens = torch.randint(512, (1, 20))
+    assert type(other) is HookedTransformer and torch.equal(model(tokens), other(tokens))
+    assert other.tokenizer.encode("Once upon a time", add_special_tokens=False) == model.tokenizer.encode(
+        "Once upon a time", add_special_tokens=False
+    )

@@ -1,0 +1,91 @@
+"""Files and folders written whole or not at all."""
+
+import os
+
+import pytest
+
+from sat_lens.files import recovered, replace_folder, sha256_file, write_whole
+
+
+def test_write_whole_writes_text_as_utf8_and_bytes_as_they_are(tmp_path):
+    write_whole(tmp_path / "deep" / "er" / "text.txt", "façade\n")
+    write_whole(tmp_path / "bytes.bin", b"\x00\xff")
+    assert (tmp_path / "deep" / "er" / "text.txt").read_bytes() == "façade\n".encode()
+    assert (tmp_path / "bytes.bin").read_bytes() == b"\x00\xff"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "file.txt"
+    write_whole(path, "old")
+
+    def crash(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, crash)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def folder(path, content: str):
+    path.mkdir()
+    (path / "content").write_text(content)
+    return path
+
+
+def test_replace_folder_puts_the_new_one_in_the_place_of_the_old(tmp_path):
+    folder(tmp_path / "final", "old")
+    (tmp_path / "final" / "more").write_text("of the old")
+    replace_folder(folder(tmp_path / "new", "new"), tmp_path / "final")
+    assert os.listdir(tmp_path) == ["final"] and os.listdir(tmp_path / "final") == ["content"]
+    assert (tmp_path / "final" / "content").read_text() == "new"
+
+
+def test_replace_folder_makes_a_folder_that_was_not_there(tmp_path):
+    replace_folder(folder(tmp_path / "new", "new"), tmp_path / "final")
+    assert (tmp_path / "final" / "content").read_text() == "new"
+
+
+@pytest.mark.parametrize("crash_at", [1, 2])
+def test_a_crash_at_either_rename_can_be_recovered(tmp_path, monkeypatch, crash_at):
+    folder(tmp_path / "final", "old")
+    new, calls, replace = folder(tmp_path / "new", "new"), [], os.replace
+
+    def crashing(*args):
+        calls.append(args)
+        if len(calls) == crash_at:
+            raise KeyboardInterrupt
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(new, tmp_path / "final")
+    monkeypatch.undo()
+    assert recovered(tmp_path / "final") == tmp_path / "final"
+    assert (tmp_path / "final" / "content").read_text() == "old"
+    replace_folder(new, tmp_path / "final")
+    assert (tmp_path / "final" / "content").read_text() == "new" and os.listdir(tmp_path) == ["final"]
+
+
+def test_recovered_leaves_a_complete_folder_and_what_never_was_alone(tmp_path):
+    folder(tmp_path / ".final.old", "old")
+    folder(tmp_path / "final", "new")
+    assert (recovered(tmp_path / "final") / "content").read_text() == "new"
+    assert recovered(tmp_path / "other") == tmp_path / "other" and not (tmp_path / "other").exists()
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert sha256_file(tmp_path / "abc") == expected
+
+
+def test_sha256_reads_files_larger_than_a_piece(tmp_path):
+    (tmp_path / "a").write_bytes(b"a" * 1_000_000)
+    (tmp_path / "b").write_bytes(b"a" * (2**20 + 5) + b"b")
+    (tmp_path / "c").write_bytes(b"a" * (2**20 + 5) + b"c")
+    million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"  # FIPS 180-2, appendix B.3
+    assert sha256_file(tmp_path / "a") == million
+    assert sha256_file(tmp_path / "b") != sha256_file(tmp_path / "c")
