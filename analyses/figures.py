@@ -37,6 +37,13 @@ def figure(*, title: str, x_title: str, y_title: str) -> go.Figure:
     return empty
 
 
+OFFLINE = {
+    "displaylogo": False,
+    "plotlyServerURL": "",  # Plotly's default offers to send the figure to its own server
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+}
+
+
 def heat_map(
     values: Any,
     *,
@@ -96,7 +103,7 @@ def write_figure(drawn: go.Figure, path: Path | str, static: bool = False) -> st
         Why the static files could not be written, on one line; None where all went well.
     """
     path = Path(path)
-    html = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem)
+    html = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem, config=OFFLINE)
     write_whole(path, html)
     if not static:
         return None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from analyses.figures import curve
 from analyses.localization import concentration_figure, head_figure
@@ -197,20 +196,13 @@ def localization_html(result: Result) -> str:
             "Blue heads help: without them the logit of the answer falls against that of the wrong name, by so many "
             f"logits. Orange heads hurt; white ones do nothing. The scale is this checkpoint's own. {made_with}."
         )
-        figures.append(figure_html(_whole_ticks(head_figure(result)), "Effect of ablating one head", how))
+        figures.append(figure_html(head_figure(result), "Effect of ablating one head", how))
     how = (
         "The largest units first: a curve that leaves the dotted line (all units alike) sooner means that fewer "
         f"units do the task. Units are ablated one at a time. {made_with}."
     )
     figures.append(figure_html(concentration_figure(result), "Concentration of the effect", how))
     return f'{solved}<div class="figures">{"".join(figures)}</div>\n{largest_html(result)}'
-
-
-def _whole_ticks(heads: go.Figure) -> go.Figure:
-    """Layers and heads are numbered at every size: Plotly's own choice has halves in it on a wide screen."""
-    for update, ticks in ((heads.update_xaxes, heads.data[0].x), (heads.update_yaxes, heads.data[0].y)):
-        update(tickmode="linear", tick0=0, dtick=max(1, len(ticks) // 12))
-    return heads
 
 
 def largest_html(result: Result) -> str:

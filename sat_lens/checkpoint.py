@@ -172,7 +172,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / CONFIG}: schema_version must be {SCHEMA_VERSION}; got {config.get('schema_version')!r}"
         )
-    expected = {"schema_version", "kind", "model", "ablation", "tokenizer", "training", "data", "processing", "versions"}
+    expected = {
+        "schema_version",
+        "kind",
+        "model",
+        "ablation",
+        "tokenizer",
+        "training",
+        "data",
+        "processing",
+        "versions",
+    }
     if difference := sorted(expected ^ set(config)):
         word = "missing" if difference[0] in expected else "unknown"
         raise CheckpointError(f"{folder / CONFIG}: {word} entry {difference[0]!r}")
@@ -256,7 +266,9 @@ def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str
         raise
     except (TypeError, ValueError, AssertionError, AttributeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{CONFIG}: not a valid configuration: {error}") from None
-    raise CheckpointError(f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}")
+    raise CheckpointError(
+        f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}"
+    )
 
 
 def _check_sizes(cfg: HookedTransformerConfig, weights: dict[str, Tensor]) -> None:
@@ -272,7 +284,9 @@ def _check_sizes(cfg: HookedTransformerConfig, weights: dict[str, Tensor]) -> No
         if key not in weights:
             raise CheckpointError(f"{WEIGHTS}: missing key {key!r}")
         if tuple(weights[key].shape) != shape:
-            raise CheckpointError(f"{WEIGHTS}: {key} must have shape {shape} by {CONFIG}; got {tuple(weights[key].shape)}")
+            raise CheckpointError(
+                f"{WEIGHTS}: {key} must have shape {shape} by {CONFIG}; got {tuple(weights[key].shape)}"
+            )
 
 
 def _check_keys(model: HookedTransformer, weights: dict[str, Tensor], folder: Path) -> None:

@@ -118,7 +118,9 @@ def mask_counts(model: Any) -> str:
             raise ValueError(f"{kind} masks have values that are not finite")
         if ablation.forward == "hard":
             width = model.cfg.d_head if kind == "attn" and ablation.unit == "head" else 1
-            counts = sum(r.sum(-1) for r in rows) if ablation.scope == "model" else torch.stack([r.sum(-1) for r in rows])
+            counts = (
+                sum(r.sum(-1) for r in rows) if ablation.scope == "model" else torch.stack([r.sum(-1) for r in rows])
+            )
             if not (counts == k * width).all():
                 raise ValueError(f"{kind} masks must let {k * width} through; got {counts.unique().tolist()}")
         said.append(f"{k} of {rows[0].shape[-1] * (len(rows) if ablation.scope == 'model' else 1)} {kind} units")

@@ -58,8 +58,7 @@ def applies(model: Any) -> bool:
         and model.unembed.W_U.device.type == "cpu"
     )
     return known and not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in model.modules()
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in model.modules()
     )
 
 
@@ -93,9 +92,7 @@ def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "b
         ablated.append(mid + _mlp(block, _norm(block.ln2, mid), mask.mlp))
     ablated_final = _norm(model.ln_final, ablated[-1])
     ablated_loss = _loss(model, ablated_final, targets)
-    return weighted(
-        ablation, clean_loss, ablated_loss, ([*resid[1:], final], [*ablated[1:], ablated_final])
-    )
+    return weighted(ablation, clean_loss, ablated_loss, ([*resid[1:], final], [*ablated[1:], ablated_final]))
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -129,9 +126,7 @@ class OwnKeyAttention(torch.autograd.Function):
     """z of the ablated stream, [batch n_heads pos d_head] throughout; see the module's docstring."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, scale: float) -> Tensor:
         if q.shape[2] == 1:
             ctx.save_for_backward()
             return v_own.clone()

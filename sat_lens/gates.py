@@ -60,8 +60,7 @@ class RelevanceHeads(nn.ModuleDict):
     def _of_source(self, source: str, inputs: Sequence[Tensor], final: Tensor) -> list[dict[str, Tensor]]:
         if source == "local":
             return [
-                {name: head(x) for name, head in heads.items()}
-                for heads, x in zip(self["local"], inputs, strict=True)
+                {name: head(x) for name, head in heads.items()} for heads, x in zip(self["local"], inputs, strict=True)
             ]
         whole = {name: head(final).chunk(self.n_layers, -1) for name, head in self["global"].items()}
         return [{name: parts[layer] for name, parts in whole.items()} for layer in range(self.n_layers)]

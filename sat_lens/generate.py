@@ -1,6 +1,6 @@
 """Sample text from a checkpoint, from its clean or its ablated stream.
 
-    python -m sat_lens.generate none-s0 --prompt "Once upon a time" --tokens 100
+python -m sat_lens.generate none-s0 --prompt "Once upon a time" --tokens 100
 """
 
 import argparse
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_any(args.checkpoint, args.device)
     if model.tokenizer is None:
         raise ValueError(f"{args.checkpoint} has no tokenizer; it cannot read a prompt")
-    text = generated(
-        model, args.prompt, args.tokens, temperature=args.temperature, stream=args.stream, seed=args.seed
-    )
+    text = generated(model, args.prompt, args.tokens, temperature=args.temperature, stream=args.stream, seed=args.seed)
     sys.stdout.write(text + "\n")
 
 

@@ -79,6 +79,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             state = read_state(folder / name)
-            state = {key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": value for key, value in state.items()}
+            state = {
+                key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}": value
+                for key, value in state.items()
+            }
             return {key: value.float() for key, value in state.items() if value.is_floating_point()}
     raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")

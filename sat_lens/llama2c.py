@@ -135,6 +135,8 @@ def _attach_tokenizer(model: HookedTransformer, path: Path, given: Path | str | 
         return
     tokenizer = load_tokenizer(source)
     if len(tokenizer) != model.cfg.d_vocab:
-        raise ValueError(f"{source} has {len(tokenizer)} ids, the model {model.cfg.d_vocab}: they do not belong together")
+        raise ValueError(
+            f"{source} has {len(tokenizer)} ids, the model {model.cfg.d_vocab}: they do not belong together"
+        )
     model.tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = False

@@ -50,8 +50,6 @@ def reconstruction_loss(
     return torch.stack(distances).mean()
 
 
-def cross_entropy(
-    logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]
-) -> Float[Tensor, ""]:
+def cross_entropy(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
     """Mean over tokens, nats."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

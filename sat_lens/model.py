@@ -19,7 +19,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from sat_lens._tl import (
 from sat_lens.attention import mixed_values, own_key_pattern
 from sat_lens.config import SelfAblation
 from sat_lens.gates import LayerUnits, RelevanceHeads, masks
+from sat_lens.hosts import neurons_a_layer, refuse_unsupported
 from sat_lens.losses import Losses, cross_entropy, weighted
 from sat_lens.norms import apply_norm
 from sat_lens.tying import tie_embeddings
@@ -126,7 +126,7 @@ class SelfAblatingTransformer(HookedTransformer):
             super().__init__(cfg, tokenizer, False, default_padding_side)
         cfg = self.cfg
         self.ablation = ablation.fit(
-            n_layers=cfg.n_layers, n_heads=cfg.n_heads, d_head=cfg.d_head, d_mlp=_d_mlp(cfg)
+            n_layers=cfg.n_layers, n_heads=cfg.n_heads, d_head=cfg.d_head, d_mlp=neurons_a_layer(cfg)
         )
         if cfg.tie_word_embeddings:
             tie_embeddings(self)
@@ -196,9 +196,7 @@ class SelfAblatingTransformer(HookedTransformer):
 
         return returned(ablated) if stream == "ablated" else TwoStreams(returned(clean.output), returned(ablated))
 
-    def losses(
-        self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"] | None = None
-    ) -> Losses:
+    def losses(self, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"] | None = None) -> Losses:
         """The training losses, nats a token.
 
         Args:
@@ -378,29 +376,3 @@ def passing_through(points: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tenso
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _d_mlp(cfg: HookedTransformerConfig) -> int:
-    return 0 if cfg.attn_only or cfg.d_mlp is None else cfg.d_mlp
-
-
-def refuse_unsupported(cfg: HookedTransformerConfig) -> None:
-    """Raise a ValueError that names the first feature that the ablated stream does not have."""
-    problems = {
-        f"positional_embedding_type={cfg.positional_embedding_type!r}": cfg.positional_embedding_type
-        not in ("standard", "rotary"),
-        f"attention_dir={cfg.attention_dir!r}": cfg.attention_dir != "causal",
-        f"n_devices={cfg.n_devices}": cfg.n_devices > 1,
-        f"act_fn={cfg.act_fn!r}": not cfg.attn_only and cfg.is_layer_norm_activation(),
-        "experts": cfg.num_experts is not None,
-        "norms after attention and MLP": cfg.use_normalization_before_and_after,
-        "norms of queries and keys": cfg.use_qk_norm or (cfg.original_architecture or "").startswith("Olm"),
-        "clipped queries, keys and values": cfg.clip_qkv is not None,
-        "soft-capped scores or logits": cfg.attn_scores_soft_cap > 0 or cfg.output_logits_soft_cap > 0,
-        "attention sinks": cfg.use_attention_sinks,
-        "log-n scaled queries": cfg.use_logn_attn,
-        "quantised weights": cfg.load_in_4bit,
-    }
-    for problem, present in problems.items():
-        if present:
-            raise ValueError(f"a self-ablating model supports causal pre-norm blocks only; got {problem}")

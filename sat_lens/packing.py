@@ -151,7 +151,8 @@ def packed(
     from sat_lens import stories as generator
 
     depends_on = {
-        "schema": SCHEMA_VERSION, "corpus": corpus, "split": split, "part": part, "seed": seed, "max_tokens": max_tokens,
+        "schema": SCHEMA_VERSION, "corpus": corpus, "split": split, "part": part, "seed": seed,
+        "max_tokens": max_tokens,
         "files": [sha256_file(path) for path in files_of(corpus)], "tokenizer": tokenizer_sha256(tokenizer),
         "generator": sha256_file(generator.__file__) if "stories" in corpus else "",
     }  # fmt: skip

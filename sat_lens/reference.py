@@ -50,8 +50,9 @@ def from_reference(state_dict: dict[str, Tensor], config: dict[str, Any]) -> Sel
     sizes = {"vocab_size": "d_vocab", "hidden_size": "d_model", "num_layers": "n_layers", "num_heads": "n_heads"}
     given = {name: fields.get(theirs, fields.get(name)) for theirs, name in sizes.items()}
     for theirs, name in sizes.items():
-        if not isinstance(given[name], int) or given[name] < 1:
-            raise ValueError(f"the reference configuration must give {theirs}, at least 1; got {given[name]!r}")
+        value = given[name]
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"the reference configuration must give {theirs}, at least 1; got {value!r}")
     d_vocab, d_model, n_layers, n_heads = (int(value) for value in given.values())
     if d_model % n_heads:
         raise ValueError(f"hidden_size must be a multiple of num_heads; got {d_model} and {n_heads}")

@@ -90,7 +90,9 @@ def options(argv: Sequence[str] | None) -> dict[str, Any]:
     known = {action.dest for action in p._actions} - {"help", "config"}
     stored = _read_yaml(given.pop("config")) if "config" in given else {}
     if unknown := sorted(set(stored) - known):
-        raise ValueError(f"unknown setting {unknown[0]!r} in the configuration file; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"unknown setting {unknown[0]!r} in the configuration file; known are {', '.join(sorted(known))}"
+        )
     stored = vars(p.parse_args(_as_flags(stored)))
     chosen = {**DEFAULTS, **stored, **given}
     chosen = {**DEFAULTS, **PRESETS[chosen["preset"]]["training"], **stored, **given}
@@ -131,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         k_mlp=chosen["k_mlp"],
         **{name: chosen[name] for name in ABLATION_FLAGS if name in chosen},
     )
-    settings = TrainingSettings(
-        seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen}
-    )
+    settings = TrainingSettings(seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen})
     out = chosen["out"]
     if not chosen["resume"] and (out / "last").exists():
         raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
@@ -187,7 +187,11 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
         chosen["out"],
         described={
             "training": {"preset": chosen["preset"], "command": _command(chosen)},
-            "data": {"corpus": _names(chosen["corpus"]), "n_tokens": train.n_tokens, "sha256": train.manifest["files"]["tokens.bin"]["sha256"]},
+            "data": {
+                "corpus": _names(chosen["corpus"]),
+                "n_tokens": train.n_tokens,
+                "sha256": train.manifest["files"]["tokens.bin"]["sha256"],
+            },
         },
         probes=ioi_probe(tokenizer),
         on_log=run_log(chosen["log_to"], chosen["out"], ablation.to_dict()) if chosen["log_to"] else None,

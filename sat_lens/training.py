@@ -229,8 +229,6 @@ def held_out_losses(
     found = {name: value / counts.sum().item() for name, value in sums.items()}
     ablation = model.ablation
     found["total"] = (
-        found["clean"]
-        if len(names) == 1
-        else ablation.w_clean * found["clean"] + ablation.w_ablated * found["ablated"]
+        found["clean"] if len(names) == 1 else ablation.w_clean * found["clean"] + ablation.w_ablated * found["ablated"]
     )
     return found

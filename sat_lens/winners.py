@@ -64,10 +64,10 @@ def _hard(scores: Tensor, winners: Tensor) -> Tensor:
 class _KWinners(torch.autograd.Function):
     """Forward as above. Backward, for g = dL/dsoft, with h = dL/da:
 
-        sigmoid:  h = k/U (g - <g, u>/U) u (1 - u),  U = sum u        softmax:  h = p (g - <g, p>)
-        dL/ds     = h / tau'
-        dL/dgamma = -sum h / tau'                  shared equally by x_k and x_{k+1}
-        dL/dtau   = -sum h a / tau'                times +T for x_k and -T for x_{k+1}
+    sigmoid:  h = k/U (g - <g, u>/U) u (1 - u),  U = sum u        softmax:  h = p (g - <g, p>)
+    dL/ds     = h / tau'
+    dL/dgamma = -sum h / tau'                  shared equally by x_k and x_{k+1}
+    dL/dtau   = -sum h a / tau'                times +T for x_k and -T for x_{k+1}
     """
 
     @staticmethod

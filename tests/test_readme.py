@@ -20,7 +20,11 @@ COMMANDS = [
     if line.startswith("python -m")
 ]
 SHORTER = {"sat_lens.train": "--steps 4 --eval-every 2 --eval-rows 4 --batch-size 2 --max-tokens 20000 --quiet"}
-SHORTER |= {"analyses.localization": "--n 8", "analyses.report": "--n 8", "sat_lens.evaluate": "--max-tokens 2000 --n 8"}
+SHORTER |= {
+    "analyses.localization": "--n 8",
+    "analyses.report": "--n 8",
+    "sat_lens.evaluate": "--max-tokens 2000 --n 8",
+}
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

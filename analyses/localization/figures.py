@@ -11,7 +11,7 @@ def head_figure(result: Result) -> go.Figure:
     """Heat map of the heads: layer by head, effect on the logit difference."""
     heads = result.table[result.table.kind == "head"]
     grid = heads.pivot(index="layer", columns="head", values="effect_logit_diff")
-    return heat_map(
+    drawn = heat_map(
         grid.to_numpy(dtype=float),
         x=[int(head) for head in grid.columns],
         y=[int(layer) for layer in grid.index],
@@ -20,6 +20,10 @@ def head_figure(result: Result) -> go.Figure:
         y_title="layer",
         unit="logits",
     )
+    # Plotly's own choice of ticks has half numbers in it on a wide screen.
+    drawn.update_xaxes(tickmode="linear", tick0=0, dtick=max(1, len(grid.columns) // 12))
+    drawn.update_yaxes(tickmode="linear", tick0=0, dtick=max(1, len(grid) // 12))
+    return drawn
 
 
 def effects_figure(result: Result, kind: str) -> go.Figure:

@@ -119,7 +119,12 @@ def test_weights_carry_plain_keys_and_the_tied_one_is_stored_once(saved, tiny_mo
 
 def test_a_model_without_tokenizer_or_state_has_no_files_of_them(tiny_model, tmp_path):
     folder = save(tiny_model(), tmp_path / "checkpoint")
-    assert sorted(p.name for p in folder.iterdir()) == ["MANIFEST.json", "config.json", "log.jsonl", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "MANIFEST.json",
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+    ]
     with pytest.raises(CheckpointError, match="holds no training state .state/optimizer.safetensors is missing."):
         read_state(folder)
 

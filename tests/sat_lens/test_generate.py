@@ -48,7 +48,9 @@ def test_the_command_prints_the_prompt_and_more(model, tmp_path, capsys):
     assert len(out) > len("Once upon a time\n")
 
 
-@pytest.mark.parametrize(("flag", "value", "said"), [("--tokens", "0", "at least 1"), ("--temperature", "-1", "at least 0")])
+@pytest.mark.parametrize(
+    ("flag", "value", "said"), [("--tokens", "0", "at least 1"), ("--temperature", "-1", "at least 0")]
+)
 def test_impossible_settings_are_refused(flag, value, said):
     with pytest.raises(ValueError, match=said):
         generate.main(["none-s0", flag, value])

@@ -296,7 +296,9 @@ def test_hooks_of_a_llama_type_model_fire_once_with_its_shapes_and_are_live(tiny
     full = f"blocks.1.ablated.{name}"
     assert firings(model, tokens, stream="both")[full] == 1
     _, cache = model.run_with_cache(tokens, stream="both")
-    clean = f"blocks.1.attn.{name}" if name in ("hook_q", "hook_k", "hook_v", "hook_pattern") else f"blocks.1.mlp.{name}"
+    clean = (
+        f"blocks.1.attn.{name}" if name in ("hook_q", "hook_k", "hook_v", "hook_pattern") else f"blocks.1.mlp.{name}"
+    )
     assert cache[full].shape == cache[clean].shape
     edited = model.run_with_hooks(tokens, stream="both", fwd_hooks=[(full, noise)])
     assert (edited.ablated - model(tokens, stream="ablated")).abs().max() > 1e-3

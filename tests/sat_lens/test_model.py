@@ -397,8 +397,7 @@ def by_hand(model: SelfAblatingTransformer, tokens: torch.Tensor) -> tuple[float
         log_probabilities = stream - stream.exp().sum(-1, keepdim=True).log()
         nats.append(-log_probabilities.gather(-1, targets[..., None]).mean())
     finals = [
-        cache[f"{prefix}ln_final.hook_normalized"] * model.ln_final.w + model.ln_final.b
-        for prefix in ("", "ablated_")
+        cache[f"{prefix}ln_final.hook_normalized"] * model.ln_final.w + model.ln_final.b for prefix in ("", "ablated_")
     ]
     pairs = [(cache["resid_post", layer], cache[f"blocks.{layer}.ablated.hook_resid_post"]) for layer in range(2)]
     distances = []

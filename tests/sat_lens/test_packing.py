@@ -296,7 +296,9 @@ def test_train_and_held_out_are_a_partition_of_the_stories(tmp_path):
     texts = [f"Tom saw {n} birds. They were blue." for n in range(400)]
     corpus = tmp_path / "tales.txt"
     corpus.write_text("\n<|endoftext|>\n".join([*texts, texts[7]]) + "\n<|endoftext|>\n")
-    parts = {part: packed(str(corpus), tokenizer, tmp_path / "cache", part=part) for part in ("all", "train", "held_out")}
+    parts = {
+        part: packed(str(corpus), tokenizer, tmp_path / "cache", part=part) for part in ("all", "train", "held_out")
+    }
     assert parts["train"].n_stories + parts["held_out"].n_stories == parts["all"].n_stories == 401
     assert 0 < parts["held_out"].n_stories < 30
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sat_lens.convert import from_reference
@@ -150,7 +149,9 @@ def written_out(p: dict[str, Tensor], config: dict, ids: Tensor, targets: Tensor
     logits = [x @ p["transformer.wte.weight"].T for x in (final, ablated_final)]
     nats = [-x.log_softmax(-1).gather(-1, targets[..., None]).mean() for x in logits]
     pairs = [*zip(clean[1:], ablated[1:], strict=True), (final, ablated_final)]
-    distance = sum(((x / x.norm(dim=-1, keepdim=True) - y / y.norm(dim=-1, keepdim=True)) ** 2).mean() for x, y in pairs)
+    distance = sum(
+        ((x / x.norm(dim=-1, keepdim=True) - y / y.norm(dim=-1, keepdim=True)) ** 2).mean() for x, y in pairs
+    )
     distance = distance / len(pairs)
     total = config["loss_coeff_base"] * nats[0] + config["loss_coeff_ablated"] * nats[1]
     total = total + config["reconstruction_coeff"] * distance
@@ -178,7 +179,9 @@ def theirs_of(model, name: str, gradients: dict[str, Tensor]) -> Tensor:
     if module in ("ln1", "ln2"):
         return gradients[f"{h}ln_{module[-1]}." + {"w": "weight", "b": "bias"}[weight]]
     if module == "mlp":
-        found = gradients[h + {"in": "mlp.c_fc", "out": "mlp.c_proj"}[weight[2:]] + (".weight", ".bias")[weight[0] == "b"]]
+        found = gradients[
+            h + {"in": "mlp.c_fc", "out": "mlp.c_proj"}[weight[2:]] + (".weight", ".bias")[weight[0] == "b"]
+        ]
         return found.T if weight[0] == "W" else found
     heads = (model.cfg.n_heads, model.cfg.d_head)
     if weight == "W_O":
@@ -285,7 +288,14 @@ def test_absent_settings_take_the_reference_s_defaults():
     config |= {"hidden_size": 64, "mlp_hidden_size": 64}
     model = from_reference(random_state(ours | {"hidden_size": 64, "mlp_hidden_size": 64}), config)
     a = model.ablation
-    assert (a.mask, a.forward, a.k_attn, a.k_mlp, a.temperature, a.temperature_mlp) == ("local", "soft", 32, 32, 0.1, 0.1)
+    assert (a.mask, a.forward, a.k_attn, a.k_mlp, a.temperature, a.temperature_mlp) == (
+        "local",
+        "soft",
+        32,
+        32,
+        0.1,
+        0.1,
+    )
     assert (a.w_clean, a.w_ablated, a.w_reconstruction) == (1.0, 0.1, 0.1)
     assert model.cfg.n_ctx == 2048
 

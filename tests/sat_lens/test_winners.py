@@ -64,9 +64,7 @@ def test_a_soft_weight_can_exceed_one_with_the_sigmoid_estimator():
     assert k_winners(scores, 3, forward="soft")[0].item() == pytest.approx(3 / (2 + sigmoid(0.5)))
 
 
-rows = st.lists(
-    st.lists(st.integers(-3, 3).map(float), min_size=6, max_size=6), min_size=1, max_size=4
-)
+rows = st.lists(st.lists(st.integers(-3, 3).map(float), min_size=6, max_size=6), min_size=1, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)
