@@ -294,8 +294,6 @@ def test_an_unknown_or_missing_entry_of_the_configuration_is_named(saved):
         {"ablation": {"colour": "blue"}},
         {"ablation": {"k_attn": 10**9}},
         {"ablation": {"mask": "local"}},
-        {"ablation": None},
-        {"ablation": []},
     ],
 )
 def test_a_configuration_that_does_not_describe_the_weights_is_refused(saved, changes):
@@ -303,6 +301,13 @@ def test_a_configuration_that_does_not_describe_the_weights_is_refused(saved, ch
     with pytest.raises(CheckpointError) as refusal:
         load(saved)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("ablation", [None, []])
+def test_an_ablation_that_is_none_is_refused(saved, ablation):
+    edited_config(saved, ablation=ablation)
+    with pytest.raises(CheckpointError, match="config.json: not a valid configuration"):
+        load(saved)
 
 
 def test_a_configuration_cannot_fetch_a_tokenizer_or_run_its_code(saved, monkeypatch):

@@ -1,0 +1,360 @@
+"""The training loop: it learns, it can be stopped at any step, and it goes on as if it had not been."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sat_lens import load
+from sat_lens.checkpoint import CheckpointError, read_config, read_state, verify_files
+from sat_lens.presets import PRESETS, TrainingSettings
+from sat_lens.training import Trainer, TrainingStopped, evaluating, held_out_losses
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {"steps": 24, "batch_size": 4, "lr": 5e-3, "warmup_steps": 4, "eval_every": 8, "log_every": 3}
+
+
+def text(step: int, rows: int = 4) -> Tensor:
+    """Rows [rows 17] that count upwards in threes from a random start: easy to learn, different at each step."""
+    start = torch.randint(29, (rows, 1), generator=torch.Generator().manual_seed(step))
+    return (start + 3 * torch.arange(17)) % 29
+
+
+class Stopped(Exception):
+    """What a test interrupts training with."""
+
+
+@pytest.fixture
+def trainer(tiny_model, tmp_path):
+    """`trainer(name="run", ablation=None, batches=text, **settings)`: a Trainer with a model of fixed weights."""
+
+    def build(name="run", ablation=None, batches=text, described=None, probes=None, **settings):
+        model = tiny_model(ablation, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.3)
+        held_out = (text(10_000, 8), torch.ones(8, 16))
+        chosen = TrainingSettings(**SETTINGS | settings)
+        return Trainer(model, chosen, batches, held_out, tmp_path / name, described, probes)
+
+    return build
+
+
+def log_lines(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer, random state, position and log of both checkpoints are equal bit for bit."""
+    for name in ("last", "best"):
+        verify_files(one / name)
+        verify_files(other / name)
+        ours, theirs = load(one / name).state_dict(), load(other / name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+        assert log_lines(one / name / "log.jsonl") == log_lines(other / name / "log.jsonl")
+        assert read_config(one / name)["training"] == read_config(other / name)["training"]
+    ours, theirs = read_state(one / "last"), read_state(other / "last")
+    assert ours[1] == theirs[1] and set(ours[0]) == set(theirs[0])
+    assert all(torch.equal(ours[0][key], theirs[0][key]) for key in ours[0])
+    assert log_lines(one / "log.jsonl") == log_lines(other / "log.jsonl")
+
+
+@pytest.mark.parametrize("mask", ["none", "local", "global", "both"])
+def test_both_losses_fall_on_text_that_can_be_learned(trainer, mask):
+    t = trainer(ablation={"mask": mask, "k_mlp": 12}, steps=60, eval_every=60)
+    t.train(progress=False)
+    lines = log_lines(t.folder / "log.jsonl")
+    first, last = (next(x for x in order if "held_out_clean" in x) for order in (lines, reversed(lines)))
+    assert last["held_out_clean"] < first["held_out_clean"] - 0.7
+    if mask != "none":
+        assert last["held_out_ablated"] < first["held_out_ablated"] - 0.2
+
+
+def test_the_log_has_a_line_a_log_step_and_one_an_evaluation(trainer):
+    t = trainer()
+    t.train(progress=False)
+    lines = log_lines(t.folder / "log.jsonl")
+    assert [x["step"] for x in lines if "total" in x] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert [x["step"] for x in lines if "held_out_total" in x] == [0, 8, 16, 24]
+    training, evaluation = (next(x for x in lines if key in x) for key in ("total", "held_out_total"))
+    assert set(training) == {"step", "total", "clean", "ablated", "reconstruction", "grad_norm", "lr"}
+    assert set(evaluation) == {"step", "held_out_clean", "held_out_ablated", "held_out_total"}
+    assert log_lines(t.folder / "last" / "log.jsonl") == lines
+
+
+def test_the_logged_rate_is_the_next_step_s_warm_up_or_cosine(trainer):
+    t = trainer(steps=10, warmup_steps=4, lr=1e-2)
+    rates = []
+    for step in range(11):
+        t.step = step
+        rates.append(t._lr())
+    # a straight line to 1e-2 over 4 steps; then half a cosine over the other 6, 0 at the end
+    expected = [2.5e-3, 5e-3, 7.5e-3, 1e-2] + [1e-2 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(7)]
+    assert rates == pytest.approx(expected) and rates[-1] == 0
+
+
+def test_gradients_are_clipped_before_the_step(trainer, monkeypatch):
+    t, norms = trainer(steps=1, grad_clip=1e-3), []
+
+    def recording(*args, **kwargs):
+        norms.append(math.sqrt(sum(p.grad.pow(2).sum().item() for p in t.model.parameters())))
+
+    monkeypatch.setattr(t.optimizer, "step", recording)
+    t.train(progress=False)
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 7, 8, 9, 17, 23])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trainer, stop_at):
+    undisturbed = trainer("undisturbed")
+    undisturbed.train(progress=False)
+
+    def interrupted(step: int) -> Tensor:
+        if step == stop_at:
+            raise Stopped
+        return text(step)
+
+    with pytest.raises(Stopped):
+        trainer("stopped", batches=interrupted).train(progress=False)
+    torch.manual_seed(1234)
+    resumed = trainer("stopped")
+    resumed.resume()
+    assert resumed.step == stop_at // 8 * 8
+    resumed.train(progress=False)
+    assert_same_run(undisturbed.folder, resumed.folder)
+
+
+@pytest.mark.parametrize("mask", ["none", "global"])
+def test_other_masks_resume_bit_for_bit_too(trainer, mask):
+    undisturbed = trainer("undisturbed", ablation={"mask": mask, "w_reconstruction": 0.1})
+    undisturbed.train(progress=False)
+
+    def interrupted(step: int) -> Tensor:
+        if step == 13:
+            raise Stopped
+        return text(step)
+
+    stopped = trainer("stopped", ablation={"mask": mask, "w_reconstruction": 0.1}, batches=interrupted)
+    with pytest.raises(Stopped):
+        stopped.train(progress=False)
+    resumed = trainer("stopped", ablation={"mask": mask, "w_reconstruction": 0.1})
+    resumed.resume()
+    resumed.train(progress=False)
+    assert_same_run(undisturbed.folder, resumed.folder)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 17))
+def test_a_stop_at_any_rename_loses_nothing(trainer, monkeypatch, stop_at):
+    """Renames: the log; then, at steps 0, 8, ..., `best` (where it is) and `last`, one or two renames each."""
+    undisturbed = trainer("undisturbed")
+    undisturbed.train(progress=False)
+    calls, replace = [], os.replace
+
+    def crashing(*args):
+        calls.append(args)
+        if len(calls) == stop_at:
+            raise Stopped
+        replace(*args)
+
+    first = trainer("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crashing)
+        try:
+            first.train(progress=False)
+        except Stopped:
+            pass
+    assert len(calls) == stop_at or stop_at > 12, "the run has at least a dozen renames"
+    resumed = trainer("stopped")
+    if any((resumed.folder / name).exists() for name in ("last", ".last.old")):
+        resumed.resume()
+    resumed.train(progress=False)
+    assert_same_run(undisturbed.folder, resumed.folder)
+
+
+def test_a_run_that_has_ended_resumes_to_nothing(trainer):
+    t = trainer()
+    t.train(progress=False)
+    before = (t.folder / "last" / "MANIFEST.json").read_bytes()
+    again = trainer(batches=lambda step: 1 / 0)
+    again.resume()
+    again.train(progress=False)
+    assert (t.folder / "last" / "MANIFEST.json").read_bytes() == before
+
+
+def test_best_is_the_evaluation_with_the_lowest_held_out_loss(trainer):
+    def harmful(step: int) -> Tensor:
+        return text(step) if step < 8 else torch.zeros(4, 17, dtype=torch.long)
+
+    t = trainer(batches=harmful, lr=2e-2)
+    t.train(progress=False)
+    evaluations = [x for x in log_lines(t.folder / "log.jsonl") if "held_out_total" in x]
+    best = min(evaluations, key=lambda x: x["held_out_total"])
+    assert best["step"] < 24
+    assert read_config(t.folder / "best")["training"]["step"] == best["step"]
+    assert read_config(t.folder / "last")["training"]["step"] == 24
+    with evaluating(model := load(t.folder / "best")):
+        assert held_out_losses(model, *t.held_out)["total"] == pytest.approx(best["held_out_total"], abs=1e-5)
+
+
+def test_probes_are_logged_with_each_evaluation(trainer):
+    t = trainer(probes={"answer": lambda model: 42.0 if not model.training else 0.0})
+    t.train(progress=False)
+    found = [x["held_out_answer"] for x in log_lines(t.folder / "log.jsonl") if "held_out_answer" in x]
+    assert found == [42.0] * 4
+
+
+def test_held_out_losses_count_what_is_to_be_counted(tiny_model):
+    model = tiny_model({"w_clean": 0.25, "w_ablated": 2.0})
+    rows = text(3, 7)
+    counts = (torch.rand(7, 16, generator=torch.Generator().manual_seed(0)) < 0.6).float()
+    both = model(rows[:, :-1], stream="both")
+    expected = []
+    for logits in both:
+        nats = -logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
+        expected.append(((nats * counts).sum() / counts.sum()).item())
+    found = held_out_losses(model, rows, counts, batch_size=3)
+    assert [found["clean"], found["ablated"]] == pytest.approx(expected)
+    assert found["total"] == pytest.approx(0.25 * expected[0] + 2.0 * expected[1])
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(trainer):
+    def poisoned(step: int) -> Tensor:
+        if step == 11:
+            t.model.blocks[0].mlp.W_in.data[0, 0] = float("nan")
+        return text(step)
+
+    t = trainer(batches=poisoned)
+    with pytest.raises(TrainingStopped, match="step 12: .*nan.* is not finite; the last good checkpoint is .*last"):
+        t.train(progress=False)
+    model = load(t.folder / "last")
+    assert read_state(t.folder / "last")[1]["step"] == 8
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_divergence_stops_training_and_says_what_to_do(trainer):
+    def shaken(step: int) -> Tensor:
+        if step == 5:
+            t.model.ln_final.w.data *= 1e3
+        return text(step)
+
+    t = trainer(batches=shaken)
+    with pytest.raises(TrainingStopped, match="step 6: diverged, .* after a best of .*; lower the learning rate"):
+        t.train(progress=False)
+    assert read_state(t.folder / "last")[1]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 1e-3}, "was trained with lr=0.005; got 0.001"),
+        ({"seed": 1}, "was trained with seed=0; got 1"),
+        ({"steps": 25}, "was trained with steps=24; got 25"),
+        ({"ablation": {"k_attn": 2}}, "was trained with another self-ablation"),
+        ({"ablation": {"mask": "none"}}, "was trained with another self-ablation"),
+        ({"described": {"training": {"preset": "paper"}}}, "was trained with preset='cpu'; got 'paper'"),
+        ({"described": {"training": {"preset": "cpu"}, "data": {"sha256": "b"}}}, "was trained on other data"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings_or_data(trainer, change, words):
+    described = {"training": {"preset": "cpu"}, "data": {"sha256": "a"}}
+    trainer(described=described).train(progress=False)
+    other = trainer(**{"described": described} | change)
+    with pytest.raises(ValueError, match=words):
+        other.resume()
+
+
+def test_a_folder_without_a_checkpoint_is_not_resumed(trainer):
+    with pytest.raises(ValueError, match="has no checkpoint to resume from; start it without --resume"):
+        trainer().resume()
+
+
+def test_a_damaged_checkpoint_is_not_resumed(trainer):
+    t = trainer()
+    t.train(progress=False)
+    path = t.folder / "last" / "state" / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="optimizer.safetensors: its sha256 is not the manifest's"):
+        trainer().resume()
+
+
+def test_progress_is_silent_when_it_should_be(trainer, capfd):
+    trainer(steps=2).train(progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("batch_size", 0), ("lr", 0.0), ("lr", math.nan), ("grad_clip", math.inf), ("warmup_steps", -1),
+     ("weight_decay", -0.1), ("eval_every", 0), ("threads", 0)],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be .*; got {value}"):
+        TrainingSettings(**{field: value})
+
+
+def test_presets_are_the_published_size_and_one_for_a_laptop():
+    paper = PRESETS["paper"]
+    assert paper["training"] == {"steps": 400_000, "batch_size": 24, "lr": 1.4e-3, "warmup_steps": 0}
+    for preset in PRESETS.values():
+        TrainingSettings(**preset["training"])
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from sat_lens import SelfAblatingTransformer, SelfAblation
+from sat_lens._tl import HookedTransformerConfig
+from sat_lens.presets import TrainingSettings
+from sat_lens.training import Trainer
+
+def batches(step):
+    start = torch.randint(29, (4, 1), generator=torch.Generator().manual_seed(step))
+    return (start + 3 * torch.arange(17)) % 29
+
+def trainer(folder):
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=24, d_vocab=29, n_ctx=16,
+                                  act_fn="gelu_new", tie_word_embeddings=True, device="cpu")
+    model = SelfAblatingTransformer(cfg, ablation=SelfAblation(k_attn=3, k_mlp=5))
+    settings = TrainingSettings(steps=120, batch_size=4, eval_every=7, log_every=5)
+    return Trainer(model, settings, batches, (batches(10_000), torch.ones(4, 16)), Path(folder))
+
+if __name__ == "__main__":
+    trainer(sys.argv[1]).train(progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    code: dict = {}
+    exec(compile(SCRIPT, "script", "exec"), code)
+    undisturbed = code["trainer"](tmp_path / "undisturbed")
+    undisturbed.train(progress=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")], env=environment)
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.is_file() and log.read_text().count("\n") > 12:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    resumed = code["trainer"](tmp_path / "killed")
+    resumed.resume()
+    assert 0 < resumed.step < 120
+    resumed.train(progress=False)
+    assert_same_run(undisturbed.folder, resumed.folder)
