@@ -41,7 +41,7 @@ WEIGHTS, CONFIG, TOKENIZER, LOG, MANIFEST = (
 STATE = ("state/optimizer.safetensors", "state/state.json")
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name")
+NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name", "trust_remote_code")
 LIMIT_BYTES = 64 << 20  # of any JSON file
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -69,13 +69,11 @@ def save(
         state: tensors and JSON that let training go on.
 
     Raises:
-        CheckpointError: a weight that is not finite.
+        CheckpointError: a weight that is not finite, or a folder there that is no checkpoint.
     """
     final = files.recovered(folder)
-    temporary = final.with_name(f".{final.name}.part")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
+    if final.exists() and not (final / MANIFEST).is_file() and (final.is_file() or any(final.iterdir())):
+        raise CheckpointError(f"{final} exists and is no checkpoint folder; choose another name")
     weights = {key: value.contiguous() for key, value in model.state_dict().items() if not _is_tied(model, key)}
     _refuse_not_finite(weights)
     config = {
@@ -89,17 +87,23 @@ def save(
         "processing": UNPROCESSED | (processing or {}),
         "versions": versions(),
     }
-    save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-    _write_json(temporary / CONFIG, config)
-    if model.tokenizer is not None:
-        (temporary / TOKENIZER).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-    (temporary / LOG).write_text(log, encoding="utf-8")
-    if state is not None:
-        (temporary / "state").mkdir()
-        save_file(state[0], temporary / STATE[0])
-        _write_json(temporary / STATE[1], state[1])
-    _write_manifest(temporary)
-    files.replace_folder(temporary, final)
+    temporary = final.with_name(f".{final.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        _write_json(temporary / CONFIG, config)
+        if model.tokenizer is not None:
+            (temporary / TOKENIZER).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        (temporary / LOG).write_text(log, encoding="utf-8")
+        if state is not None:
+            (temporary / "state").mkdir()
+            save_file(state[0], temporary / STATE[0])
+            _write_json(temporary / STATE[1], state[1])
+        _write_manifest(temporary)
+        files.replace_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -255,6 +259,9 @@ def versions() -> dict[str, str]:
 def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str) -> HookedTransformer:
     try:
         fields = dict(config["model"])
+        # A tokenizer_name would be fetched, and with trust_remote_code its code be run.
+        if foreign := sorted(key for key in NOT_KEPT if fields.pop(key, None) not in (None, False)):
+            raise CheckpointError(f"{CONFIG}: model must not give {foreign[0]!r}")
         fields["dtype"] = getattr(torch, fields["dtype"])
         cfg = HookedTransformerConfig(**fields, init_weights=False, device=device)
         _check_sizes(cfg, weights)

@@ -109,6 +109,8 @@ class Trainer:
                 raise ValueError(f"{self.folder} was trained with {key}={theirs[key]!r}; got {ours[key]!r}")
         if config["ablation"] != self.model.ablation.to_dict():
             raise ValueError(f"{self.folder} was trained with another self-ablation: {config['ablation']}")
+        if config["data"] != json.loads(json.dumps(self.described.get("data") or {})):
+            raise ValueError(f"{self.folder} was trained on other data: {config['data']}")
         self.model.load_state_dict(checkpoint.load(folder, str(self.model.cfg.device)).state_dict())
         tensors, state = checkpoint.read_state(folder)
         self.step, self.best = state["step"], math.inf if state["best"] is None else state["best"]

@@ -43,6 +43,7 @@ def trainer(tiny_model, tmp_path):
                 parameter.mul_(0.3)
         held_out = (text(10_000, 8), torch.ones(8, 16))
         chosen = TrainingSettings(**SETTINGS | settings)
+        torch.manual_seed(0)
         return Trainer(model, chosen, batches, held_out, tmp_path / name, described, probes)
 
     return build
@@ -113,7 +114,7 @@ def test_gradients_are_clipped_before_the_step(trainer, monkeypatch):
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 7, 8, 9, 17, 23])
+@pytest.mark.parametrize("stop_at", [0, 1, 7, 8, 9, 23])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trainer, stop_at):
     undisturbed = trainer("undisturbed")
     undisturbed.train(progress=False)
@@ -125,8 +126,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trainer, stop_at):
 
     with pytest.raises(Stopped):
         trainer("stopped", batches=interrupted).train(progress=False)
-    torch.manual_seed(1234)
     resumed = trainer("stopped")
+    torch.manual_seed(1234)
     resumed.resume()
     assert resumed.step == stop_at // 8 * 8
     resumed.train(progress=False)
@@ -152,7 +153,7 @@ def test_other_masks_resume_bit_for_bit_too(trainer, mask):
     assert_same_run(undisturbed.folder, resumed.folder)
 
 
-@pytest.mark.parametrize("stop_at", range(1, 17))
+@pytest.mark.parametrize("stop_at", range(1, 11))
 def test_a_stop_at_any_rename_loses_nothing(trainer, monkeypatch, stop_at):
     """Renames: the log; then, at steps 0, 8, ..., `best` (where it is) and `last`, one or two renames each."""
     undisturbed = trainer("undisturbed")
@@ -172,7 +173,7 @@ def test_a_stop_at_any_rename_loses_nothing(trainer, monkeypatch, stop_at):
             first.train(progress=False)
         except Stopped:
             pass
-    assert len(calls) == stop_at or stop_at > 12, "the run has at least a dozen renames"
+    assert len(calls) == stop_at, "the run has that many renames"
     resumed = trainer("stopped")
     if any((resumed.folder / name).exists() for name in ("last", ".last.old")):
         resumed.resume()
@@ -358,3 +359,80 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     assert 0 < resumed.step < 120
     resumed.train(progress=False)
     assert_same_run(undisturbed.folder, resumed.folder)
+
+
+def chosen(*argv: str) -> dict:
+    from sat_lens.train import options
+
+    return options([*argv, "--out", "runs/x"])
+
+
+def test_flags_win_over_the_file_which_wins_over_the_preset(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("preset: paper\nlr: 1e-3\nk-attn: 2\nmask: global\nsteps: 7\nquiet: true\n")
+    found = chosen("--config", str(config), "--steps", "9")
+    assert (found["steps"], found["lr"], found["k_attn"], found["mask"]) == (9, 1e-3, 2, "global")
+    assert (found["batch_size"], found["preset"], found["k_mlp"], found["quiet"]) == (24, "paper", 4, True)
+    assert found["out"] == Path("runs/x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("learning_rate: 3\n", "unknown setting 'learning_rate' in the configuration file; known are "),
+        ("- a\n- b\n", "must map settings to values; got list"),
+        ("a: [\n", "not YAML"),
+        ("", "must map settings to values; got NoneType"),
+    ],
+)
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, content, words):
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        chosen("--config", str(config))
+
+
+@pytest.mark.parametrize("content", ["steps: many", "mask: sideways", "preset: huge", "lr: [1, 2]", "k_attn: 2.5"])
+def test_a_value_of_the_wrong_type_in_the_file_exits_with_2_and_one_line(tmp_path, capsys, content):
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    with pytest.raises(SystemExit) as exit_:
+        chosen("--config", str(config))
+    assert exit_.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_needs_a_folder():
+    from sat_lens.train import options
+
+    with pytest.raises(ValueError, match="--out is needed"):
+        options([])
+
+
+def test_the_command_trains_refuses_to_overwrite_and_resumes(tmp_path, monkeypatch, capsys):
+    from sat_lens.train import main
+
+    monkeypatch.chdir(tmp_path)
+    story = "Once upon a time Tom and Lily went to the park. Tom gave a ball to Lily. They were happy.\n<|endoftext|>\n"
+    (tmp_path / "text.txt").write_text(story * 60)
+    sizes = ["--steps", "2", "--eval-every", "1", "--eval-rows", "2", "--batch-size", "2", "--max-tokens", "4000"]
+    argv = ["--corpus", "text.txt", "--held-out", "text.txt", "--out", "run", "--quiet", "--log-every", "1", *sizes]
+    main(argv)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "run" and json.loads(out.splitlines()[1])["step"] == 2 and err == ""
+    with pytest.raises(ValueError, match="run holds a run already; pass --resume to go on, or another --out"):
+        main(argv)
+    with pytest.raises(ValueError, match="was trained with lr=0.002; got 0.001"):
+        main([*argv, "--resume", "--lr", "1e-3"])
+    main([*argv, "--resume"])
+    model = load("run")
+    assert (model.cfg.n_layers, model.cfg.d_model, model.cfg.n_ctx) == (4, 64, 128)
+    assert model.tokenizer.decode(model.tokenizer.encode("Once upon a time")) == "Once upon a time"
+    said = read_config(tmp_path / "run" / "last")
+    assert said["training"]["tokens_seen"] == 2 * 2 * 128 and str(tmp_path) not in json.dumps(said)
+
+
+def test_a_run_that_is_not_there_is_not_resumed(tmp_path):
+    from sat_lens.train import main
+
+    with pytest.raises(FileNotFoundError, match="no run to resume: there is no folder"):
+        main(["--out", str(tmp_path / "none"), "--resume"])

@@ -1,0 +1,34 @@
+"""The notebooks run from top to bottom, and define no functions: what they use is in the packages."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_of(path: Path) -> list[str]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_defines_no_function(path):
+    space: dict = {}
+    for source in code_of(path):
+        assert not any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(source)))
+        exec(compile(source, path.name, "exec"), space)  # noqa: S102 (our own notebook)
+    assert space["effects"].meta["task"]["n"] == 64
+
+
+def test_the_first_look_shows_what_the_ablated_stream_is():
+    space: dict = {}
+    for source in code_of(ROOT / "notebooks" / "first_look.ipynb")[:3]:
+        exec(compile(source, "first_look", "exec"), space)  # noqa: S102
+    with space["torch"].no_grad():
+        plain = space["plain"].run_with_hooks(space["tokens"], fwd_hooks=space["hooks"])
+    difference = plain[0, space["end"]] - space["logits"].ablated[0, space["end"]]
+    assert difference.abs().max() < 1e-4
