@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import transformers
 
 __all__ = ["Evaluation", "PackedTokens", "PackingError", "pack", "packed", "tokenizer_sha256"]
-_CHUNK = 512
+_CHUNK = 64
 """Stories encoded at once."""
 
 

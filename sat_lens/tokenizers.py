@@ -6,7 +6,6 @@ trains one and writes `FOLDER/tokenizer.json`. Text is split as by GPT-2 (a word
 only special token is `<|endoftext|>`, id 0, which stands between stories: beginning, end and padding at once.
 """
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sat_lens.boundaries import SEPARATOR
+from sat_lens.commands import Parser, run
 from sat_lens.llama2c_tokenizer import TokenizerError, llama2c_tokenizer
 from sat_lens.stories import NAMES, OBJECTS, PLACES
 
@@ -162,7 +162,7 @@ def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a byte-level BPE on a corpus and write it as tokenizer.json."""
-    parser = argparse.ArgumentParser(prog="python -m sat_lens.tokenizers", description=main.__doc__)
+    parser = Parser(prog="python -m sat_lens.tokenizers", description=main.__doc__)
     parser.add_argument("--corpus", required=True, help="see sat_lens.corpora.read_stories; mixtures allowed")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--characters", type=int, default=8_500_000, help="how much of the corpus to read, at most")
@@ -195,6 +195,4 @@ def first_characters(texts: Iterable[str], n_characters: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from sat_lens.commands import run
-
     run(main)
