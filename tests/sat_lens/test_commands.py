@@ -110,8 +110,9 @@ def test_a_process_that_is_interrupted_exits_with_130(tmp_path):
     import signal
     import time
 
-    code = (
-        "import time, sys; from sat_lens.commands import run; print('up', flush=True); run(lambda argv: time.sleep(60))"
+    code = (  # a shell starts background processes with SIGINT ignored, and its children inherit that
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from sat_lens.commands import run; print('up', flush=True); run(lambda argv: time.sleep(60))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ.copy()
