@@ -209,9 +209,10 @@ class SelfAblatingTransformer(HookedTransformer):
         """
         if targets is None:
             tokens, targets = tokens[:, :-1], tokens[:, 1:]
+        tokens, targets = self._tokens(tokens, None), targets.to(self.cfg.device)
         if fast.applies(self):
             return fast.losses(self, tokens, targets)
-        clean = self._clean_stream(self._tokens(tokens, None), "logits")
+        clean = self._clean_stream(tokens, "logits")
         clean_loss = cross_entropy(clean.output, targets)
         if self.ablation.mask == "none":
             return Losses(clean_loss, clean_loss)
@@ -226,6 +227,7 @@ class SelfAblatingTransformer(HookedTransformer):
     def to_hooked_transformer(self) -> HookedTransformer:
         """The clean model as a plain HookedTransformer: gates dropped, weights shared, not copied.
 
+        Process its weights (fold, centre) on a `copy.deepcopy`: TransformerLens does so in place.
         Tied embeddings are two parameters there (TransformerLens has no tying): a view of one memory.
         """
         cfg = copy.copy(self.cfg)  # its own: processing the plain model's weights changes its configuration
@@ -247,7 +249,10 @@ class SelfAblatingTransformer(HookedTransformer):
             raise ValueError("two streams cannot honour left padding; set tokenizer.padding_side to 'right'")
         if isinstance(input, str | list):
             return self.to_tokens(input, prepend_bos=prepend_bos)
-        return input.to(self.cfg.device) if input.ndim > 1 else input[None].to(self.cfg.device)
+        tokens = (input if input.ndim > 1 else input[None]).to(self.cfg.device)
+        if self.cfg.positional_embedding_type == "standard" and tokens.shape[1] > self.cfg.n_ctx:
+            raise ValueError(f"a sequence must have at most {self.cfg.n_ctx} tokens (n_ctx); got {tokens.shape[1]}")
+        return tokens
 
     def _clean_stream(self, tokens: Int[Tensor, "batch pos"], return_type: str | None) -> CleanStream:
         """One pass of HookedTransformer, and what its hook points let through (edits included)."""

@@ -208,7 +208,7 @@ def ioi_probe(tokenizer: Any) -> dict[str, Callable[[Any], float]]:
         return {}
 
     def accuracy(model: Any) -> float:
-        return (task.logit_difference(model(task.clean)) > 0).float().mean().item()
+        return (task.logit_difference(model(task.clean.to(model.cfg.device)).cpu()) > 0).float().mean().item()
 
     return {"ioi_accuracy": accuracy}
 

@@ -224,6 +224,7 @@ def held_out_losses(
     names = ("clean",) if model.ablation.mask == "none" else ("clean", "ablated")
     sums = dict.fromkeys(names, 0.0)
     for rows, mask in zip(tokens.split(batch_size), counts.split(batch_size), strict=True):
+        rows, mask = rows.to(model.cfg.device), mask.to(model.cfg.device)
         out = model(rows[:, :-1], stream="clean" if len(names) == 1 else "both")
         for name, logits in zip(names, (out,) if len(names) == 1 else out, strict=True):
             losses = torch.nn.functional.cross_entropy(logits.mT, rows[:, 1:], reduction="none")

@@ -10,7 +10,7 @@ import torch
 from sat_lens._tl import HookedTransformer
 from sat_lens.llama2c import from_llama2c
 
-DIM, HIDDEN, N_LAYERS, N_HEADS, VOCAB, N_CTX = 12, 20, 2, 6, 11, 9
+DIM, HIDDEN, N_LAYERS, N_HEADS, VOCAB, N_CTX = 24, 20, 2, 6, 11, 9
 D_HEAD = DIM // N_HEADS
 
 
@@ -26,7 +26,7 @@ def random_parts(n_kv: int, shared: bool) -> dict[str, np.ndarray]:
     }  # fmt: skip
     if not shared:
         shapes["unembed"] = (VOCAB, DIM)
-    return {name: (0.5 * rng.standard_normal(shape)).astype("<f4") for name, shape in shapes.items()}
+    return {name: (0.4 * rng.standard_normal(shape)).astype("<f4") for name, shape in shapes.items()}
 
 
 def write(path: Path, kv_heads: int = 2, shared: bool = True, **header: int) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def test_it_is_a_plain_hooked_transformer_with_grouped_heads(tmp_path):
         ({"n_kv": -2}, "impossible header"),
         ({"n_kv": 4}, "impossible header"),
         ({"n_heads": 5}, "impossible header"),
-        ({"n_heads": 12}, "impossible header"),
+        ({"n_heads": 24}, "impossible header"),
         ({"vocab": 0}, "impossible header"),
         ({"vocab": -(2**31)}, "impossible header"),
     ],

@@ -369,6 +369,15 @@ def test_the_plain_model_has_a_configuration_of_its_own(tiny_model, tokens):
     assert not model.cfg.use_attn_result
 
 
+def test_a_deep_copy_of_the_plain_model_can_be_processed(tiny_model, tokens):
+    model = tiny_model()
+    before = model(tokens)
+    plain = copy.deepcopy(model.to_hooked_transformer())
+    plain.process_weights_()  # folds and centres in place, so not on weights that are shared
+    assert (plain(tokens).log_softmax(-1) - before.log_softmax(-1)).abs().max() <= 1e-4
+    assert torch.equal(model(tokens), before)
+
+
 def test_taking_the_plain_model_draws_no_random_number(tiny_model):
     model = tiny_model()
     before = torch.get_rng_state()
@@ -453,3 +462,11 @@ def test_generate_uses_the_clean_stream_and_its_cache(tiny_model, tiny_tokenizer
     for _ in range(4):
         step_by_step = torch.cat([step_by_step, model(step_by_step)[:, -1:].argmax(-1)], 1)
     assert torch.equal(ours, step_by_step)
+
+
+@pytest.mark.parametrize("call", ["both", "losses"])
+def test_more_tokens_than_the_context_are_refused_by_name(tiny_model, call):
+    model = tiny_model()
+    tokens = torch.zeros(1, 18, dtype=torch.long)  # n_ctx is 16; losses takes one more
+    with pytest.raises(ValueError, match=r"at most 16 tokens \(n_ctx\); got 1[78]"):
+        model(tokens, stream="both") if call == "both" else model.losses(tokens)
