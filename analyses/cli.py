@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat_lens.commands import Parser
+from sat_lens.commands import Parser, command_parser
 
 HEAD = 10
 """Rows of the table that stdout shows."""
@@ -21,11 +21,7 @@ HEAD = 10
 
 def question_parser(question: str, description: str | None) -> Parser:
     """A parser with what every question takes; a question adds its own flags."""
-    parser = Parser(
-        prog=f"python -m analyses.{question}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(f"analyses.{question}", description)
     parser.add_argument(
         "checkpoints",
         nargs="+",

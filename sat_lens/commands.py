@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -17,6 +17,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see --help)\n")
+
+
+def command_parser(module: str, docstring: str | None, **knobs: Any) -> Parser:
+    """The parser of `python -m MODULE`, whose help is the module's docstring as it stands."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=f"python -m {module}", description=docstring, formatter_class=layout, **knobs)
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sat_lens.commands import Parser, run
+from sat_lens.commands import command_parser, run
 
 
 def __getattr__(name: str) -> Any:
@@ -26,11 +26,7 @@ def __getattr__(name: str) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m sat_lens.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("sat_lens.convert", __doc__)
     p.add_argument("source", type=Path, help="a .pt file, a GPT-Neo folder, or a llama2.c .bin file")
     p.add_argument("out", type=Path, help="checkpoint folder to write")
     p.add_argument("--config", type=Path, help="the run's YAML or JSON configuration (for a .pt file)")

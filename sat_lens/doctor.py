@@ -10,15 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sat_lens.commands import Parser, one_line, run
+from sat_lens.commands import command_parser, one_line, run
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m sat_lens.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("sat_lens.doctor", __doc__)
     p.add_argument("checkpoint", help="checkpoint folder or shipped name")
     p.add_argument("--device", default="cpu")
     return p

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sat_lens.commands import Parser, run
+from sat_lens.commands import command_parser, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +25,7 @@ N_RESAMPLES = 2000
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m sat_lens.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("sat_lens.evaluate", __doc__)
     p.add_argument("checkpoints", nargs="+")
     p.add_argument("--corpus", default="stories", help="held-out text (the generator, with a seed of its own)")
     p.add_argument("--max-tokens", type=int, default=200_000, help="of the corpus (200,000)")

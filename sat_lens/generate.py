@@ -8,18 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sat_lens.commands import Parser, run
+from sat_lens.commands import command_parser, run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m sat_lens.generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("sat_lens.generate", __doc__)
     p.add_argument("checkpoint", help="checkpoint folder, shipped name, llama2.c .bin, or TransformerLens name")
     p.add_argument("--prompt", default="Once upon a time")
     p.add_argument("--tokens", type=int, default=100, help="tokens to add (100)")

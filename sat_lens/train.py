@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sat_lens.commands import Parser, run
+from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
 from sat_lens.presets import PRESETS, TrainingSettings
 
@@ -34,12 +34,7 @@ SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m sat_lens.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
+    p = command_parser("sat_lens.train", __doc__, argument_default=argparse.SUPPRESS)
     p.add_argument("--config", type=Path, help="YAML file with any of these settings")
     p.add_argument("--corpus", help="`stories`, a path, a Hugging Face name, or a mixture A:0.5+B:0.5")
     p.add_argument("--held-out", help="held-out corpus; default: one story in 64 of --corpus")

@@ -37,7 +37,7 @@ def test_a_command_that_ends_well_exits_with_0_and_gets_its_arguments(capsys):
         (ValueError("k must be 3;\n  got 4"), "error: k must be 3; got 4\n"),
         (FileNotFoundError("no checkpoint 'x'"), "error: no checkpoint 'x'\n"),
         (FileNotFoundError(2, "No such file or directory", "data.txt"), "error: data.txt: No such file or directory\n"),
-        (PermissionError(13, "Permission denied", "/root/x"), "error: /root/x: Permission denied\n"),
+        (PermissionError(13, "Permission denied", "folder/x"), "error: folder/x: Permission denied\n"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "error: 'utf-8' codec can't decode"),
         (ValueError(""), "error: ValueError\n"),
     ],
