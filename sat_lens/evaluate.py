@@ -2,9 +2,9 @@
 
     python -m sat_lens.evaluate none-s0 local-k4-s0 --corpus valid.txt
 
-Each story is one row, from the separator on; a story longer than the model's context goes on in the
-next row, where the model sees only what is in that row. Intervals: 95 %, bootstrap over stories
-(loss) and Wilson (accuracy). Prints one JSON object a checkpoint.
+Each story starts with the separator. One that is longer than the model's context is read in windows
+that overlap by half: every token is predicted once, from at least half a context. Intervals: 95 %,
+bootstrap over stories (loss) and Wilson (accuracy). Prints one JSON object a checkpoint.
 """
 
 import argparse
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_RESAMPLES = 2000
+MAX_CONTEXT = 512
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,24 +62,45 @@ def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         tokens = packed(corpus, model.tokenizer, cache, max_tokens=max_tokens, seed=1_000_003)
         tokens.check_vocabulary(model.cfg.d_vocab)
-        rows = tokens.evaluation(min(model.cfg.n_ctx, 512) + 1)
-        story = (~rows.continued).long().cumsum(0) - 1
+        rows, counted, story = overlapping_rows(tokens, min(model.cfg.n_ctx, MAX_CONTEXT) + 1)
         found = {
-            "n_tokens": rows.n_predicted,
-            "n_stories": int(story[-1]) + 1,
-            "n_characters": rows.n_characters,
-            "n_continued": rows.n_continued,
+            "n_tokens": int(counted.sum()),
+            "n_stories": tokens.n_stories,
+            "n_characters": tokens.n_characters,
         }
     with torch.inference_mode():
-        sums = row_losses(model, rows.tokens, rows.mask[:, 1:])
-    counts = _by_story(rows.mask[:, 1:].sum(1).double(), story)
+        sums = row_losses(model, rows, counted)
+    counts = _by_story(counted.sum(1).double(), story)
     for stream, values in sums.items():
         by_story = _by_story(values, story)
         low, high = _ratio_interval(by_story, counts)
         found[f"{stream}_nats_a_token"] = round((by_story.sum() / counts.sum()).item(), 4)
         found[f"{stream}_ci"] = [round(low, 4), round(high, 4)]
-        found[f"{stream}_bits_a_character"] = round(by_story.sum().item() / math.log(2) / rows.n_characters, 4)
+        found[f"{stream}_bits_a_character"] = round(by_story.sum().item() / math.log(2) / found["n_characters"], 4)
     return found
+
+
+def overlapping_rows(packed: Any, length: int) -> "tuple[Tensor, Tensor, Tensor]":
+    """Stories as rows of `length` tokens, padded; a longer story goes on in rows that overlap by half.
+
+    Returns:
+        Tokens [row pos], which predictions count [row pos - 1] (each token of a story once, the
+        separator never), and the story of each row.
+    """
+    import numpy as np
+    import torch
+
+    ends = np.append(packed.starts[1:], packed.n_tokens)
+    step = (length - 1) // 2
+    beyond = np.maximum(0, ends - packed.starts - length)
+    n_rows = 1 + -(-beyond // step)
+    story = np.repeat(np.arange(packed.n_stories), n_rows)
+    offset = (np.arange(len(story)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)) * step
+    positions = (packed.starts[story] + offset)[:, None] + np.arange(length)
+    inside = positions < ends[story][:, None]
+    rows = np.where(inside, packed.tokens[np.where(inside, positions, 0)], packed.manifest["separator"])
+    new = (offset[:, None] == 0) | (np.arange(1, length) >= length - step)
+    return tuple(torch.from_numpy(x) for x in (rows.astype(np.int64), inside[:, 1:] & new, story))
 
 
 def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, "Tensor"]:

@@ -73,3 +73,25 @@ def test_the_command_prints_one_json_object_a_checkpoint(model, short_stories, t
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["checkpoint"] for line in lines] == ["ckpt", "ckpt"]
     assert lines[0]["clean_nats_a_token"] == pytest.approx(math.log(4096), abs=0.3)
+
+
+def test_a_long_story_is_read_in_halves_and_each_token_predicted_once(model, tmp_path):
+    from sat_lens.packing import pack
+
+    text = " ".join(itertools.islice(stories(5), 4)).replace("\n", " ")
+    packed = pack([text, "Tom ran."], model.tokenizer, tmp_path / "packed")
+    ids = [0, *model.tokenizer.encode(text, add_special_tokens=False)]
+    rows, counted, story = evaluate.overlapping_rows(packed, 65)
+    assert story.tolist() == [0] * (len(story) - 1) + [1]
+    n_rows = 1 + math.ceil((len(ids) - 65) / 32)
+    assert len(story) == n_rows + 1
+    seen = [0]
+    for row in range(n_rows):  # row r holds tokens 32 r ... 32 r + 64
+        expected = ids[32 * row : 32 * row + 65]
+        assert rows[row, : len(expected)].tolist() == expected
+        new = [int(t) for t, counts in zip(rows[row, 1:], counted[row], strict=True) if counts]
+        seen += new
+        if row:  # at least 32 tokens stand before the first token that counts
+            assert int(counted[row].nonzero()[0]) >= 32
+    assert seen == ids
+    assert counted[-1].sum() == len(model.tokenizer.encode("Tom ran.", add_special_tokens=False))
