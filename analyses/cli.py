@@ -157,7 +157,8 @@ def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: 
 
 def summary(result: Any, folder: Path) -> str:
     """The first rows of the table, the units, and where the rest is."""
-    head = result.table.head(HEAD)
+    head = result.table.head(HEAD).dropna(axis=1, how="all")
     units = ", ".join(f"{column}: {unit}" for column, unit in result.units.items())
-    table = head.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="")
+    cells = head.astype(object).where(head.notna(), "")
+    table = cells.to_string(index=False, float_format=lambda x: f"{x:.4g}")
     return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{folder}\n"

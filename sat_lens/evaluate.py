@@ -100,7 +100,8 @@ def overlapping_rows(packed: Any, length: int) -> "tuple[Tensor, Tensor, Tensor]
     inside = positions < ends[story][:, None]
     rows = np.where(inside, packed.tokens[np.where(inside, positions, 0)], packed.manifest["separator"])
     new = (offset[:, None] == 0) | (np.arange(1, length) >= length - step)
-    return tuple(torch.from_numpy(x) for x in (rows.astype(np.int64), inside[:, 1:] & new, story))
+    counted = torch.from_numpy(inside[:, 1:] & new)
+    return torch.from_numpy(rows.astype(np.int64)), counted, torch.from_numpy(story)
 
 
 def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, "Tensor"]:
