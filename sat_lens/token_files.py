@@ -194,7 +194,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
         for name in FILES:
-            manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]
+            _ = manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]
         for name in ("vocab_size", "separator", "n_characters"):
             manifest[name] = int(manifest[name])
         if manifest["dtype"] not in ("<u2", "<u4"):
