@@ -15,6 +15,7 @@ from typing import Any
 
 from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
+from sat_lens.files import recovered
 from sat_lens.presets import PRESETS, TrainingSettings
 
 ABLATION_FLAGS = {
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int)
     p.add_argument("--out", type=Path, help="run folder")
     p.add_argument("--device")
-    p.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    p.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint, if it has one")
     p.add_argument("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, kind in {**ABLATION_FLAGS, **SETTING_FLAGS}.items():
@@ -130,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     settings = TrainingSettings(seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen})
     out = chosen["out"]
-    if not chosen["resume"] and (out / "last").exists():
+    if not chosen["resume"] and recovered(out / "last").exists():
         raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
-    if chosen["resume"] and not out.is_dir():
-        raise FileNotFoundError(f"no run to resume: there is no folder {out}")
     trainer = prepare(chosen, ablation, settings)
-    if chosen["resume"]:
+    if chosen["resume"] and recovered(out / "last").exists():
         trainer.resume()
+    elif chosen["resume"]:  # stopped before its first checkpoint, or never started
+        sys.stderr.write(f"nothing to resume in {out}: starting from the beginning\n")
     trainer.train(progress=not chosen["quiet"])
     final = trainer.log.splitlines()[-1] if trainer.log else ""
     sys.stdout.write(f"{out}\n{final}\n")

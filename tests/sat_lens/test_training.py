@@ -431,8 +431,18 @@ def test_the_command_trains_refuses_to_overwrite_and_resumes(tmp_path, monkeypat
     assert said["training"]["tokens_seen"] == 2 * 2 * 128 and str(tmp_path) not in json.dumps(said)
 
 
-def test_a_run_that_is_not_there_is_not_resumed(tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_beginning(tmp_path, monkeypatch, capsys):
     from sat_lens.train import main
 
-    with pytest.raises(FileNotFoundError, match="no run to resume: there is no folder"):
-        main(["--out", str(tmp_path / "none"), "--resume"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("Tom ran to the park and saw a big dog. It was his.\n<|endoftext|>\n" * 60)
+    sizes = ["--steps", "2", "--eval-every", "2", "--eval-rows", "2", "--batch-size", "2", "--max-tokens", "4000"]
+    argv = ["--corpus", "text.txt", "--held-out", "text.txt", "--quiet", *sizes]
+    main([*argv, "--out", "undisturbed"])
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "log.jsonl").write_text("")
+    capsys.readouterr()
+    main([*argv, "--out", "stopped", "--resume"])
+    assert "nothing to resume in stopped: starting from the beginning" in capsys.readouterr().err
+    left, right = (load(folder).state_dict() for folder in ("undisturbed", "stopped"))
+    assert all(torch.equal(left[key], right[key]) for key in left)
