@@ -40,9 +40,9 @@ def question_parser(question: str, description: str | None) -> Parser:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    """A whole number from 1 to a million."""
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and at most 1,000,000; got {text!r}")
     return int(text)
 
 
@@ -94,6 +94,8 @@ def answer(
         argv: the command line, for the record; None: the process's own.
     """
     names = result_names(args.checkpoints)
+    if args.out.exists() and not args.out.is_dir():
+        raise NotADirectoryError(f"--out must be a folder; {args.out} is a file")
     for checkpoint in args.checkpoints:
         refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
@@ -109,18 +111,10 @@ def answer(
 
 def load_model(checkpoint: str, device: str) -> Any:
     """The model of a checkpoint, on a device that exists, in evaluation mode."""
-    import torch
-
     from sat_lens.checkpoint import load_any
+    from sat_lens.devices import check_device
 
-    kind, _, index = device.partition(":")
-    there = {
-        "cpu": lambda: True,
-        "cuda": lambda: torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }
-    if not there[kind]():
-        raise ValueError(f"device {device} is not there; use --device cpu")
+    check_device(device)
     return load_any(checkpoint, device=device).eval()
 
 

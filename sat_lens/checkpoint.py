@@ -43,6 +43,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name", "trust_remote_code")
 LIMIT_BYTES = 64 << 20  # of any JSON file
+DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -262,7 +263,14 @@ def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str
         # A tokenizer_name would be fetched, and with trust_remote_code its code be run.
         if foreign := sorted(key for key in NOT_KEPT if fields.pop(key, None) not in (None, False)):
             raise CheckpointError(f"{CONFIG}: model must not give {foreign[0]!r}")
-        fields["dtype"] = getattr(torch, fields["dtype"])
+        fields["dtype"] = DTYPES[fields["dtype"]]
+        eps = fields.get("eps", 1e-5)
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+            raise ValueError(f"eps must be a number between 0 and 1; got {eps!r}")
+        if fields.get("load_in_4bit"):
+            raise ValueError("load_in_4bit is not supported")
+        if not isinstance(fields.get("original_architecture"), str | None):
+            raise ValueError("original_architecture must be text")
         cfg = HookedTransformerConfig(**fields, init_weights=False, device=device)
         _check_sizes(cfg, weights)
         if config["kind"] == "SelfAblatingTransformer":
@@ -271,7 +279,7 @@ def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str
             return hooked_transformer(cfg)
     except CheckpointError:
         raise
-    except (TypeError, ValueError, AssertionError, AttributeError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, AttributeError, KeyError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"{CONFIG}: not a valid configuration: {error}") from None
     raise CheckpointError(
         f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}"
@@ -313,6 +321,8 @@ def _is_tied(model: HookedTransformer, key: str) -> bool:
 
 def _refuse_not_finite(weights: dict[str, Tensor | Float[Tensor, "..."]]) -> None:
     for key, value in weights.items():
+        if value.is_floating_point() and value.element_size() == 1:
+            raise CheckpointError(f"{WEIGHTS}: {key} has dtype {value.dtype}, which is not supported")
         if not key.endswith(".IGNORE") and value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{WEIGHTS}: {key} has {int((~value.isfinite()).sum())} values that are not finite")
 
@@ -338,6 +348,8 @@ def _tokenizer(folder: Path, special: dict[str, str | None]) -> Any:
         raise CheckpointError(f"{folder / CONFIG}: tokenizer must give {', '.join(SPECIAL_TOKENS)}")
     for name, token in special.items():
         if token is not None:
+            if not isinstance(token, str) or tokenizer.backend_tokenizer.token_to_id(token) is None:
+                raise CheckpointError(f"{folder / CONFIG}: {name} {token!r} is not in the tokenizer")
             setattr(tokenizer, name, token)
     return tokenizer
 

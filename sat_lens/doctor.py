@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sat_lens.commands import command_parser, one_line, run
+from sat_lens.devices import check_device
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    check_device(args.device)
     failed = 0
     for name, check in checks(args.checkpoint, args.device):
         try:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sat_lens.commands import command_parser, run
+from sat_lens.devices import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 N_RESAMPLES = 2000
 MAX_CONTEXT = 512
+LARGEST = {"n": 1_000_000, "max_tokens": 1_000_000_000}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    check_device(args.device)
+    for name in ("n", "max_tokens"):
+        if not 1 <= getattr(args, name) <= LARGEST[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must be between 1 and {LARGEST[name]:,}; got {getattr(args, name)}"
+            )
     from sat_lens.checkpoint import load_any
 
     for name in args.checkpoints:

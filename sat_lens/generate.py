@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sat_lens.commands import command_parser, run
+from sat_lens.devices import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.tokens < 1:
         raise ValueError(f"--tokens must be at least 1; got {args.tokens}")
-    if args.temperature < 0:
-        raise ValueError(f"--temperature must be at least 0; got {args.temperature}")
+    if args.temperature != 0 and not 1e-6 <= args.temperature < float("inf"):
+        raise ValueError(f"--temperature must be 0 or at least 0.000001; got {args.temperature}")
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+        raise ValueError("--prompt must be UTF-8 text")
+    check_device(args.device)
     from sat_lens.checkpoint import load_any
 
     model = load_any(args.checkpoint, args.device)

@@ -36,6 +36,9 @@ def from_gpt_neo(folder: Path | str) -> SelfAblatingTransformer:
 def _host(config: dict[str, Any]) -> HookedTransformerConfig:
     try:
         types = [kind for kinds, times in config["attention_types"] for kind in kinds * times]
+        for name in ("num_layers", "hidden_size", "num_heads", "vocab_size", "max_position_embeddings"):
+            if not isinstance(config[name], int) or config[name] < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {config[name]!r}")
         d_model, n_heads = config["hidden_size"], config["num_heads"]
         return HookedTransformerConfig(
             n_layers=config["num_layers"],

@@ -49,12 +49,15 @@ class TrainingSettings:
         for field in ("steps", "batch_size", "eval_every", "eval_rows", "log_every", "threads"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} must be at least 1; got {value}")
+        for field in ("threads", "batch_size", "eval_rows"):
+            if (value := getattr(self, field)) > (1024 if field == "threads" else 1_000_000):
+                raise ValueError(f"{field} is too large: {value}")
         for field in ("lr", "grad_clip"):
             if not 0 < (value := getattr(self, field)) < float("inf"):
                 raise ValueError(f"{field} must be a finite number above 0; got {value}")
         for field in ("warmup_steps", "weight_decay", "seed"):
-            if not 0 <= (value := getattr(self, field)) < float("inf"):
-                raise ValueError(f"{field} must be at least 0; got {value}")
+            if not 0 <= (value := getattr(self, field)) < 2**63:
+                raise ValueError(f"{field} must be at least 0 and below 2^63; got {value}")
 
 
 def host_config(preset: str, d_vocab: int, device: str = "cpu") -> Any:

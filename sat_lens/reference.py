@@ -134,6 +134,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError: not such a file, or one that holds other objects than tensors.
     """
     import pickle
+    import warnings
 
     if path.suffix == ".safetensors":
         from sat_lens.checkpoint import read_weights
@@ -142,10 +143,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
         inside = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
         return inside or tensors
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a file of tensors alone ({reason})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        # Not torch's own message: it recommends to unpickle the file after all.
+        raise ValueError(f"{path}: damaged, or not a file of tensors alone ({type(error).__name__})") from None
     if isinstance(content, dict):
         for wrapper in ("model_state_dict", "state_dict", "model"):
             content = content[wrapper] if isinstance(content.get(wrapper), dict) else content
@@ -166,7 +177,7 @@ def read_config(source: Path, given: Path | None) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not readable ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must map names to values; got {type(content).__name__}")

@@ -24,7 +24,10 @@ def run_log(service: str, folder: Path, config: dict[str, Any]) -> Callable[[dic
 def _wandb(folder: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     import wandb
 
-    run = wandb.init(project="sat_lens", name=folder.name, dir=str(folder), config=config, resume="allow")
+    try:
+        run = wandb.init(project="sat_lens", name=folder.name, dir=str(folder), config=config, resume="allow")
+    except getattr(wandb, "Error", OSError) as error:
+        raise ValueError(f"wandb could not start: {error}") from None
     return lambda line: run.log(line, step=line["step"])
 
 

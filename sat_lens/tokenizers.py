@@ -35,13 +35,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 4096, *, whole_words: Sequ
 
     Args:
         texts: any pieces of text; special tokens in them are plain text here.
-        vocab_size: at least 257, the bytes and `<|endoftext|>`.
+        vocab_size: at least 257, the bytes and `<|endoftext|>`; at most a million.
         whole_words: words, a leading space included, to become one id each by ordinary merges: they are said
             over after the texts, often enough to be among the frequent ones. `split_words` names those that
             are not.
     """
-    if vocab_size < 257:
-        raise ValueError(f"vocab_size must be at least 257, the 256 bytes and {SEPARATOR}; got {vocab_size}")
+    if not 257 <= vocab_size <= 1_000_000:
+        raise ValueError(
+            f"vocab_size must be at least 257, the 256 bytes and {SEPARATOR}, and at most 1,000,000; got {vocab_size}"
+        )
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -15,6 +15,7 @@ from typing import Any
 
 from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
+from sat_lens.devices import check_device
 from sat_lens.files import recovered
 from sat_lens.presets import PRESETS, TrainingSettings
 
@@ -102,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must map settings to values; got {type(content).__name__}")
@@ -130,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{name: chosen[name] for name in ABLATION_FLAGS if name in chosen},
     )
     settings = TrainingSettings(seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen})
+    check_device(chosen["device"])
     out = chosen["out"]
     if not chosen["resume"] and recovered(out / "last").exists():
         raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")

@@ -29,8 +29,8 @@ def load_task(
     """
     if tokenizer is None:
         raise TaskError("a task needs the model's tokenizer; this model has none")
-    if n < 1:
-        raise TaskError(f"n must be at least 1 prompt; got {n}")
+    if not 1 <= n <= 1_000_000:
+        raise TaskError(f"n must be at least 1 prompt and at most 1,000,000; got {n}")
     if str(name_or_path) == "ioi":
         return ioi_task(tokenizer, n=n, seed=seed, split=split)
     if Path(name_or_path).suffix.lower() not in READERS:

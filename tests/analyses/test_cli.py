@@ -38,7 +38,7 @@ def any_model(monkeypatch, tiny_model):
     ("argv", "message"),
     [
         ([], "CKPT"),
-        (["x", "--n", "0"], "--n: must be a whole number of at least 1; got '0'"),
+        (["x", "--n", "0"], "--n: must be a whole number of at least 1 and at most 1,000,000; got '0'"),
         (["x", "--n", "1e3"], "got '1e3'"),
         (["x", "--device", "gpu"], "must be cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["x", "--seed", "a"], "--seed"),

@@ -451,3 +451,31 @@ def test_load_any_takes_a_llama2c_file_which_survives_a_round_trip(real_data, tm
     assert other.tokenizer.encode("Once upon a time", add_special_tokens=False) == model.tokenizer.encode(
         "Once upon a time", add_special_tokens=False
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("eps", "x", "eps must be a number"),
+        ("eps", -1, "eps must be a number"),
+        ("n_key_value_heads", 0, "not a valid configuration"),
+        ("original_architecture", [], "original_architecture must be text"),
+        ("load_in_4bit", True, "load_in_4bit is not supported"),
+        ("dtype", "Tensor", "not a valid configuration"),
+    ],
+)
+def test_a_hostile_entry_of_the_configuration_is_refused(tmp_path, entry, value, said):
+    import json
+
+    from sat_lens import SelfAblatingTransformer, checkpoint, files
+    from sat_lens.presets import host_config
+
+    folder = checkpoint.save(SelfAblatingTransformer(host_config("cpu", 31)), tmp_path / "ckpt")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"][entry] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["sha256"]["config.json"] = files.sha256_file(folder / "config.json")
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        checkpoint.load(folder)
