@@ -5,7 +5,6 @@ Nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import contextlib
-import re
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_lens.commands import Parser, command_parser
+from sat_lens.devices import check_device, known_device
 
 HEAD = 10
 """Rows of the table that stdout shows."""
@@ -48,9 +48,10 @@ def positive(text: str) -> int:
 
 def device_name(text: str) -> str:
     """cpu, cuda, cuda:N or mps."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", text):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:N or mps; got {text!r}")
-    return text
+    try:
+        return known_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def result_names(checkpoints: Sequence[str]) -> list[str]:
@@ -112,7 +113,6 @@ def answer(
 def load_model(checkpoint: str, device: str) -> Any:
     """The model of a checkpoint, on a device that exists, in evaluation mode."""
     from sat_lens.checkpoint import load_any
-    from sat_lens.devices import check_device
 
     check_device(device)
     return load_any(checkpoint, device=device).eval()

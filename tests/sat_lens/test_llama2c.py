@@ -163,13 +163,8 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stories260k():
-    import os
-
-    folder = os.environ.get("SAT_LENS_REAL_DATA")
-    if not folder:
-        pytest.skip("SAT_LENS_REAL_DATA is not set")
-    return from_llama2c(Path(folder) / "stories260K" / "stories260K.bin")
+def stories260k(real_data):
+    return from_llama2c(real_data / "stories260K" / "stories260K.bin")
 
 
 @pytest.mark.real_data
