@@ -122,7 +122,7 @@ def summary_html(entries: Sequence[Entry]) -> str:
         rows.append((row["checkpoint"], row["mask"], *whole, *losses, accuracy, number(row["n"])))
     caption = (
         "Losses in nats a token on held-out text, as logged in training. IOI: indirect object identification on "
-        "pairs of names that the story generator holds out; accuracy is the share of n prompts whose answer has a larger "
+        "pairs of names that the generator holds out; accuracy is the share of n prompts whose answer has a larger "
         "logit than the wrong name, clean stream, chance 0.5, Wilson's interval."
     )
     return f"<h2>Checkpoints</h2>\n{table_html(header, rows, caption)}"
