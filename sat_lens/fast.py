@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from sat_lens.gates import masks
 from sat_lens.losses import Losses, weighted
+from sat_lens.products import linear, product
 
 ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -55,11 +56,16 @@ def applies(model: Any) -> bool:
         and cfg.num_experts is None
         and model.ablation.score_input == "raw"
         and cfg.dtype in (torch.float32, torch.float64)
-        and model.unembed.W_U.device.type == "cpu"
+        and has_kernel(model.unembed.W_U)
     )
     return known and not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in model.modules()
     )
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether the attention kernel that `OwnKeyAttention` calls runs where `x` is."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Losses:
@@ -104,18 +110,18 @@ def _qkv(block: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     attn = block.attn
     weight = torch.cat([attn.W_Q, attn.W_K, attn.W_V]).transpose(1, 2).flatten(0, 1)
     bias = torch.cat([attn.b_Q, attn.b_K, attn.b_V]).flatten()
-    qkv = F.linear(x, weight, bias).unflatten(-1, (3, attn.cfg.n_heads, attn.cfg.d_head))
+    qkv = linear(x, weight, bias).unflatten(-1, (3, attn.cfg.n_heads, attn.cfg.d_head))
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _out(block: nn.Module, z: Float[Tensor, "batch pos n_heads d_head"]) -> Tensor:
-    return F.linear(z.flatten(-2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
+    return linear(z.flatten(-2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
 
 
 def _mlp(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     mlp = block.mlp
-    post = ACTIVATIONS[block.cfg.act_fn](F.linear(x, mlp.W_in.T, mlp.b_in))
-    return F.linear(post if mask is None else post * mask, mlp.W_out.T, mlp.b_out)
+    post = ACTIVATIONS[block.cfg.act_fn](linear(x, mlp.W_in.T, mlp.b_in))
+    return linear(post if mask is None else post * mask, mlp.W_out.T, mlp.b_out)
 
 
 def _loss(model: nn.Module, x: Float[Tensor, "batch pos d_model"], targets: Tensor) -> Tensor:
@@ -190,23 +196,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         wanted = any(ctx.needs_input_grad[:3])
         total = x.new_zeros((), dtype=torch.float64)
-        weight = weight.T  # [d_vocab d_model]: contiguous where the embeddings are tied
-        grad_x, grad_weight, grad_bias = (
-            (torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)) if wanted else (None,) * 3
-        )
-        grad_rows = iter(grad_x.split(CHUNK)) if wanted else iter(())
-        for rows, target in zip(x.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = torch.addmm(bias, rows, weight.T)
-            lse = logits.logsumexp(-1, keepdim=True)
-            total += (lse - logits.gather(1, target[:, None])).sum()
+        minus_one = x.new_full((1, 1), -1.0)
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
+        for rows, target, grad_rows in zip(x.split(CHUNK), targets.split(CHUNK), grad_x.split(CHUNK), strict=True):
+            logits = product(rows, weight.T, bias)
+            target = target[:, None]
+            top, of_target = logits.amax(-1), logits.gather(1, target).squeeze(1)
+            probs = torch.softmax(logits, -1, out=logits)
+            lse = top - probs.amax(-1).log()  # the largest logit has the largest probability
+            total += (lse - of_target).sum()
             if wanted:
-                error = logits.sub_(lse).exp_()
-                error.scatter_add_(1, target[:, None], error.new_full((len(target), 1), -1.0))
-                torch.mm(error, weight, out=next(grad_rows))
-                grad_weight.addmm_(error.T, rows)
-                grad_bias += error.sum(0)
+                error = probs.scatter_add_(1, target, minus_one.expand(len(target), 1))
+                grad_rows.copy_(product(error, weight))
+                grad_weight += product(rows.T, error.T)
+                if ctx.needs_input_grad[2]:
+                    grad_bias += error.sum(0)
         if wanted:
-            ctx.save_for_backward(grad_x, grad_weight.T, grad_bias)
+            ctx.save_for_backward(grad_x, grad_weight, grad_bias)
             ctx.n = len(targets)
         return (total / len(targets)).to(x.dtype)
 

@@ -36,6 +36,7 @@ from sat_lens.attention import mixed_values, own_key_pattern
 from sat_lens.config import SelfAblation
 from sat_lens.gates import LayerUnits, RelevanceHeads, masks
 from sat_lens.hosts import neurons_a_layer, refuse_unsupported
+from sat_lens.inference import fuse_attention, unobserved
 from sat_lens.losses import Losses, cross_entropy, weighted
 from sat_lens.norms import apply_norm
 from sat_lens.tying import tie_embeddings
@@ -135,6 +136,7 @@ class SelfAblatingTransformer(HookedTransformer):
             self._add_gates()
         if move_to_device:
             self.to(cfg.device, print_details=False)
+        fuse_attention(self.blocks)
         self.setup()
 
     def _add_gates(self) -> None:
@@ -334,8 +336,13 @@ def _attention(block: TransformerBlock, x: Tensor, k_clean: Tensor, v_clean: Ten
     if grouped:
         k, k_clean, v, v_clean = (t.repeat_interleave(attn.repeat_kv_heads, 2) for t in (k, k_clean, v, v_clean))
     window = attn.cfg.window_size if attn.attn_type == "local" else None
-    pattern = hooks.hook_pattern(own_key_pattern(q, k_clean, k, attn.attn_scale, window))
-    z = hooks.hook_z(mixed_values(pattern, v_clean, v))
+    if window is None and unobserved(hooks.hook_pattern) and fast.has_kernel(q):
+        q, k_clean, v_clean, k, v = (t.transpose(1, 2) for t in (q, k_clean, v_clean, k, v))
+        z = fast.OwnKeyAttention.apply(q, k_clean, v_clean, k, v, 1 / attn.attn_scale).transpose(1, 2)
+    else:
+        pattern = hooks.hook_pattern(own_key_pattern(q, k_clean, k, attn.attn_scale, window))
+        z = mixed_values(pattern, v_clean, v)
+    z = hooks.hook_z(z)
     z = attn.hook_gated_z(z * mask)
     return F.linear(z.flatten(-2), attn.W_O.flatten(0, 1).T, attn.b_O)
 

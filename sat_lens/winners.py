@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-12
+FAR_BELOW = -60.0  # sigmoid there is 1e-26: nothing changes, and no denormal numbers slow the backward pass
 
 
 def k_winners(
@@ -75,33 +76,38 @@ class _KWinners(torch.autograd.Function):
         ctx: Any, scores: Tensor, k: int, temperature: float, estimator: str, forward: str, gap_floor: float
     ) -> Tensor:
         values, indices = scores.topk(k + 1)
-        last, first_out = values[..., k - 1 : k], values[..., k : k + 1]
-        gap = last - first_out
-        width = gap.clamp(min=gap_floor) * temperature + EPSILON
-        scaled = (scores - (last + first_out) / 2) / width
-        if estimator == "sigmoid":
-            soft = scaled.sigmoid()
-            soft = soft * (k / soft.sum(-1, keepdim=True))
-        else:
-            soft = scaled.softmax(-1)
-        ctx.save_for_backward(scaled, width, gap >= gap_floor, indices[..., k - 1 : k + 1])
-        ctx.k, ctx.temperature, ctx.estimator = k, temperature, estimator
-        return _hard(scores, indices[..., :k]) if forward == "hard" else soft
+        ctx.save_for_backward(scores, values[..., k - 1 :].clone(), indices[..., k - 1 :].clone())
+        ctx.k, ctx.temperature, ctx.estimator, ctx.gap_floor = k, temperature, estimator, gap_floor
+        if forward == "hard":
+            return _hard(scores, indices[..., :k])
+        scaled, _ = _scaled(scores, values[..., k - 1 :], temperature, gap_floor)
+        if estimator == "softmax":
+            return scaled.softmax(-1)
+        gate = scaled.sigmoid_()
+        return gate * (k / gate.sum(-1, keepdim=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        scaled, width, gap_counts, border = ctx.saved_tensors
+        scores, values, border = ctx.saved_tensors
+        scaled, width = _scaled(scores, values, ctx.temperature, ctx.gap_floor)
         if ctx.estimator == "sigmoid":
             gate = scaled.sigmoid()
             total = gate.sum(-1, keepdim=True)
             centred = grad - (grad * gate).sum(-1, keepdim=True) / total
-            inner = centred * gate * (1 - gate) * (ctx.k / total)
+            inner = torch.ops.aten.sigmoid_backward(centred.mul_(ctx.k / (total * width)), gate)
         else:
             gate = scaled.softmax(-1)
-            inner = gate * (grad - (grad * gate).sum(-1, keepdim=True))
-        inner = inner / width
+            inner = gate * (grad - (grad * gate).sum(-1, keepdim=True)) / width
         threshold = -inner.sum(-1, keepdim=True) / 2
-        spread = -(inner * scaled).sum(-1, keepdim=True) * ctx.temperature * gap_counts
+        gap_counts = values[..., :1] - values[..., 1:] >= ctx.gap_floor
+        spread = -scaled.mul_(inner).sum(-1, keepdim=True) * ctx.temperature * gap_counts
         inner.scatter_add_(-1, border, torch.cat([threshold + spread, threshold - spread], -1))
         return inner, None, None, None, None, None
+
+
+def _scaled(scores: Tensor, values: Tensor, temperature: float, gap_floor: float) -> tuple[Tensor, Tensor]:
+    """a and tau of every row; `values` are x_k and x_{k+1}."""
+    last, first_out = values.split(1, -1)
+    width = (last - first_out).clamp(min=gap_floor) * temperature + EPSILON
+    return (scores - (last + first_out) / 2).div_(width).clamp_(min=FAR_BELOW), width
