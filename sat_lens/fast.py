@@ -1,17 +1,11 @@
 """The training losses by fused kernels: the same numbers as the hooked path, several times faster.
 
-The clean stream uses PyTorch's scaled dot-product attention. The ablated stream's attention is
-written with the same kernel (`OwnKeyAttention`):
-
-    strict past   queries 1..T-1 over clean keys 0..T-2, causal: o_t and its log-sum-exp lse_t
-    own key       w_t = sigmoid(q_t . k'_t / scale - lse_t);  z_t = o_t + w_t (v'_t - o_t);  z_0 = v'_0
-
-Backward, PyTorch's kernel gives dS = P (dP - delta) with delta = <dO, O>, and forgets the gradient g
-that reaches lse, which adds P g, that is delta' = delta - g. Handing the kernel
-O' = O - g dO / <dO, dO> in the place of O makes its own delta the right one; where dO is 0, so is g.
-
-The unembedding is never whole: `linear_cross_entropy` works on a few hundred tokens at a time and
-has the gradient ready when the forward pass ends.
+One clean pass serves both streams: keys, values and relevance scores come from it. The clean stream
+uses PyTorch's scaled dot-product attention, the ablated one the same kernel with the own key merged
+in (`sat_lens.own_key`, with the derivation). The mask is one function with a closed-form backward pass
+(`sat_lens.winners`), products go through oneDNN on a CPU (`sat_lens.products`), and the unembedding is
+never whole: `linear_cross_entropy` works on a few hundred tokens at a time and has the gradient ready
+when the forward pass ends.
 
 It steps aside (`applies`) for any hook anywhere on the model and for architectures outside the
 published family (LayerNorm, learned positions, sequential blocks, full attention).
@@ -27,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from sat_lens.gates import masks
 from sat_lens.losses import Losses, weighted
-from sat_lens.products import linear, product
+from sat_lens.own_key import OwnKeyAttention, kernel_is_right
+from sat_lens.products import linear, product, product_type
 
 ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -35,7 +30,8 @@ ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
 }
-CHUNK = 256  # tokens whose logits exist at a time
+CHUNK = 256  # tokens whose logits exist at a time on a CPU, where they then stay in its cache
+CHUNK_ON_ACCELERATOR = 8192
 
 
 def applies(model: Any) -> bool:
@@ -56,16 +52,11 @@ def applies(model: Any) -> bool:
         and cfg.num_experts is None
         and model.ablation.score_input == "raw"
         and cfg.dtype in (torch.float32, torch.float64)
-        and has_kernel(model.unembed.W_U)
+        and kernel_is_right(model.cfg.device, product_type(model.unembed.W_U))
     )
     return known and not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in model.modules()
     )
-
-
-def has_kernel(x: Tensor) -> bool:
-    """Whether the attention kernel that `OwnKeyAttention` calls runs where `x` is."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Losses:
@@ -128,54 +119,6 @@ def _loss(model: nn.Module, x: Float[Tensor, "batch pos d_model"], targets: Tens
     return linear_cross_entropy(x.flatten(0, 1), model.unembed.W_U, model.unembed.b_U, targets.flatten())
 
 
-class OwnKeyAttention(torch.autograd.Function):
-    """z of the ablated stream, [batch n_heads pos d_head] throughout; see the module's docstring."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, scale: float) -> Tensor:
-        if q.shape[2] == 1:
-            ctx.save_for_backward()
-            return v_own.clone()
-        past, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], 0.0, True, scale=scale
-        )
-        own = (q[:, :, 1:] * k_own[:, :, 1:]).sum(-1) * scale
-        weight = (own - lse).sigmoid().unsqueeze(-1)
-        z = v_own.clone()
-        z[:, :, 1:] = torch.lerp(past, v_own[:, :, 1:], weight)
-        ctx.save_for_backward(q, k, v, k_own, v_own, past, lse, weight)
-        ctx.scale = scale
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.saved_tensors:
-            return None, None, None, None, grad, None
-        q, k, v, k_own, v_own, past, lse, weight = ctx.saved_tensors
-        later = grad[:, :, 1:]
-        grad_past = later * (1 - weight)
-        grad_own = (later * (v_own[:, :, 1:] - past)).sum(-1, keepdim=True) * weight * (1 - weight)
-        norm = (grad_past * grad_past).sum(-1, keepdim=True).clamp_(min=torch.finfo(grad.dtype).tiny)
-        shifted = past + grad_past * (grad_own / norm)  # g, the gradient of lse, is -grad_own
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_past, q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], shifted, lse, 0.0, True, scale=ctx.scale
-        )
-        grad_own = grad_own * ctx.scale
-        first = (0, 0, 1, 0)
-        last = (0, 0, 0, 1)
-        grad_v_own = grad.clone()
-        grad_v_own[:, :, 1:] *= weight
-        return (
-            F.pad(dq + grad_own * k_own[:, :, 1:], first),
-            F.pad(dk, last),
-            F.pad(dv, last),
-            F.pad(grad_own * q[:, :, 1:], first),
-            grad_v_own,
-            None,
-        )
-
-
 def linear_cross_entropy(
     x: Float[Tensor, "token d_model"],
     weight: Float[Tensor, "d_model d_vocab"],
@@ -194,27 +137,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad[:3])
-        total = x.new_zeros((), dtype=torch.float64)
-        minus_one = x.new_full((1, 1), -1.0)
-        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
-        for rows, target, grad_rows in zip(x.split(CHUNK), targets.split(CHUNK), grad_x.split(CHUNK), strict=True):
-            logits = product(rows, weight.T, bias)
-            target = target[:, None]
-            top, of_target = logits.amax(-1), logits.gather(1, target).squeeze(1)
-            probs = torch.softmax(logits, -1, out=logits)
-            lse = top - probs.amax(-1).log()  # the largest logit has the largest probability
-            total += (lse - of_target).sum()
-            if wanted:
-                error = probs.scatter_add_(1, target, minus_one.expand(len(target), 1))
-                grad_rows.copy_(product(error, weight))
-                grad_weight += product(rows.T, error.T)
-                if ctx.needs_input_grad[2]:
-                    grad_bias += error.sum(0)
-        if wanted:
-            ctx.save_for_backward(grad_x, grad_weight, grad_bias)
-            ctx.n = len(targets)
-        return (total / len(targets)).to(x.dtype)
+        device, low = x.device.type, product_type(x)
+        with torch.autocast(device, enabled=False):
+            total, grads = _chunked(x.to(low), weight, bias, targets, any(ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*grads)
+        ctx.n = len(targets)
+        return (total / len(targets)).to(weight.dtype)
 
     @staticmethod
     @once_differentiable
@@ -222,3 +150,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grad / ctx.n
         needed = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
         return *(g * scale if wanted else None for g, wanted in needed), None
+
+
+def _chunked(
+    x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
+) -> tuple[Float[Tensor, ""], tuple[Tensor, ...]]:
+    """Summed cross entropy and its gradients; products in the type of `x`, softmax in that of `weight`."""
+    total = x.new_zeros((), dtype=torch.float64)
+    factor, minus_one = weight.to(x.dtype), weight.new_full((1, 1), -1.0)
+    grads = torch.empty_like(x, dtype=weight.dtype), torch.zeros_like(weight), torch.zeros_like(bias)
+    size = CHUNK if x.device.type == "cpu" else CHUNK_ON_ACCELERATOR
+    for rows, target, grad_rows in zip(x.split(size), targets.split(size), grads[0].split(size), strict=True):
+        logits = product(rows, factor.T, bias.to(x.dtype)).to(weight.dtype)
+        target = target[:, None]
+        top, of_target = logits.amax(-1), logits.gather(1, target).squeeze(1)
+        probs = torch.softmax(logits, -1, out=logits)
+        lse = top - probs.amax(-1).log()  # the largest logit has the largest probability
+        total += (lse - of_target).sum()
+        if wanted:
+            error = probs.scatter_add_(1, target, minus_one.expand(len(target), 1))
+            if bias.requires_grad:
+                grads[2].add_(error.sum(0))
+            error = error.to(x.dtype)
+            grad_rows.copy_(product(error, factor))
+            grads[1].add_(product(rows.T, error.T))
+    return total, grads if wanted else ()

@@ -39,6 +39,7 @@ from sat_lens.hosts import neurons_a_layer, refuse_unsupported
 from sat_lens.inference import fuse_attention, unobserved
 from sat_lens.losses import Losses, cross_entropy, weighted
 from sat_lens.norms import apply_norm
+from sat_lens.own_key import OwnKeyAttention, kernel_is_right
 from sat_lens.tying import tie_embeddings
 
 GATE_PREFIX = "gates."
@@ -336,9 +337,9 @@ def _attention(block: TransformerBlock, x: Tensor, k_clean: Tensor, v_clean: Ten
     if grouped:
         k, k_clean, v, v_clean = (t.repeat_interleave(attn.repeat_kv_heads, 2) for t in (k, k_clean, v, v_clean))
     window = attn.cfg.window_size if attn.attn_type == "local" else None
-    if window is None and unobserved(hooks.hook_pattern) and fast.has_kernel(q):
+    if window is None and unobserved(hooks.hook_pattern) and kernel_is_right(q.device, q.dtype):
         q, k_clean, v_clean, k, v = (t.transpose(1, 2) for t in (q, k_clean, v_clean, k, v))
-        z = fast.OwnKeyAttention.apply(q, k_clean, v_clean, k, v, 1 / attn.attn_scale).transpose(1, 2)
+        z = OwnKeyAttention.apply(q, k_clean, v_clean, k, v, 1 / attn.attn_scale).transpose(1, 2)
     else:
         pattern = hooks.hook_pattern(own_key_pattern(q, k_clean, k, attn.attn_scale, window))
         z = mixed_values(pattern, v_clean, v)

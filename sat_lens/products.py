@@ -33,7 +33,12 @@ def linear(
 
 def by_onednn(x: Tensor) -> bool:
     """Whether products with `x` go through oneDNN."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -59,3 +64,9 @@ class _Linear(torch.autograd.Function):
 def _weight_gradient(rows: Float[Tensor, "row d_in"], grad: Float[Tensor, "row d_out"]) -> Float[Tensor, "d_out d_in"]:
     """grad.T @ rows; oneDNN copies a transposed first factor, so that is the smaller of the two."""
     return product(grad.T, rows.T) if grad.shape[1] < rows.shape[1] else product(rows.T, grad.T).T
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type that autocast gives to factors like `x`; its own without autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
