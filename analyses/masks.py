@@ -18,6 +18,7 @@ from analyses.metrics import cross_entropy
 from analyses.page import details_html, escaped, interval, number, table_html
 from analyses.page_style import STEPS
 from analyses.statistics import bootstrap_interval
+from sat_lens.activations import inference
 from sat_lens.gates import LayerUnits, masks
 
 STRONGEST = 2.0
@@ -75,7 +76,7 @@ def story_masks(model: Any, story: str | Int[Tensor, " pos"]) -> StoryMasks:
     if not 2 <= len(tokens) <= model.cfg.n_ctx:
         raise ValueError(f"a story must have 2 to {model.cfg.n_ctx} tokens, the model's context; got {len(tokens)}")
     batch = tokens[None].to(model.cfg.device)
-    with torch.no_grad():
+    with inference(model):
         streams, cache = model.run_with_cache(
             batch, stream="both", names_filter=lambda name: name.endswith("hook_relevance")
         )

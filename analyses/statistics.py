@@ -41,6 +41,8 @@ def bootstrap_interval(
 
     Returns:
         Lower and upper end, in the unit of the values, [...].
+
+    Cost: memory for n_resamples x n weights, whatever the columns: rows are sequences, not tokens.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}")

@@ -8,6 +8,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.components.transformer_block import TransformerBlock
 from transformer_lens.components.unembed import Unembed
 from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
@@ -17,6 +18,7 @@ __all__ = [
     "HookedTransformer",
     "HookedTransformerConfig",
     "TransformerBlock",
+    "TransformerLensKeyValueCache",
     "Unembed",
     "hooked_transformer",
     "quiet_construction",

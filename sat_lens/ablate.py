@@ -18,6 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sat_lens.activations import activations
+from sat_lens.streaming import Moments
+
 Kind = Literal["zero", "mean", "resample", "optimal"]
 
 
@@ -88,7 +91,6 @@ def other_rows(n: int, seed: int = 0) -> Int[Tensor, " n"]:
     return donors
 
 
-@torch.no_grad()  # not inference_mode: TransformerLens caches tensors (alibi, rotary) on the way
 def mean_activations(
     model: Any,
     tokens: Int[Tensor, "n pos"],
@@ -99,7 +101,7 @@ def mean_activations(
     batch: int = 32,
     **forward: Any,
 ) -> dict[str, Tensor]:
-    """Mean activation at each hook point over tokens, summed batch by batch in float64.
+    """Mean activation at each hook point over tokens, in float64 batch by batch.
 
     Args:
         model: a HookedTransformer, or one with two streams.
@@ -118,27 +120,14 @@ def mean_activations(
     keep = torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep.cpu()
     if not keep.any():
         raise ValueError("a mean needs at least 1 token; none is kept")
-    sums: dict[str, Tensor] = {}
-    for rows in torch.arange(len(tokens)).split(batch):
-
-        def add(activation: Tensor, hook: Any, kept: Tensor = keep[rows]) -> None:
-            if activation.shape[:2] != kept.shape:
-                raise ValueError(f"{hook.name} must begin with [batch pos]; got {tuple(activation.shape)}")
-            kept = kept.to(activation.device).reshape(*kept.shape, *[1] * (activation.ndim - 2))
-            total = (activation * kept).sum(0).cpu().double()
-            sums[hook.name] = sums[hook.name] + total if hook.name in sums else total
-
-        with model.hooks(fwd_hooks=[(name, add) for name in hook_names]):
-            model(tokens[rows], **forward)
-    if missing := sorted(set(hook_names) - set(sums)):
-        raise ValueError(f"{missing[0]} did not fire in this forward pass")
-    counts = keep.sum(0).clamp(min=1) if by_position else keep.sum()[None]
-    means = {}
-    for name, total in sums.items():
-        total = total if by_position else total.sum(0, keepdim=True)
-        mean_by_row = (total / counts.reshape(-1, *[1] * (total.ndim - 1))).to(model.cfg.dtype)
-        means[name] = mean_by_row if by_position else mean_by_row[0]
-    return means
+    moments = {name: Moments() for name in hook_names}
+    for rows, batch_activations in activations(model, tokens, hook_names, batch_size=batch, **forward):
+        kept = keep[rows]
+        for name, values in batch_activations.items():
+            if values.shape[:2] != kept.shape:
+                raise ValueError(f"{name} must begin with [batch pos]; got {tuple(values.shape)}")
+            moments[name].update(*((values, kept) if by_position else (values.flatten(0, 1), kept.flatten())))
+    return {name: found.mean.to(model.cfg.dtype) for name, found in moments.items()}
 
 
 def optimal_constants(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_RESAMPLES = 2000
+DRAWN_AT_ONCE = 2**22
+"""Stories that the bootstrap holds at once, over all resamples."""
 MAX_CONTEXT = 512
 LARGEST = {"n": 1_000_000, "max_tokens": 1_000_000_000}
 
@@ -61,8 +63,6 @@ def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
     Raises:
         ValueError: a model without a tokenizer, or a corpus that cannot be read.
     """
-    import torch
-
     from sat_lens.packing import packed
 
     if model.tokenizer is None:
@@ -76,8 +76,7 @@ def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
             "n_stories": tokens.n_stories,
             "n_characters": tokens.n_characters,
         }
-    with torch.inference_mode():
-        sums = row_losses(model, rows, counted)
+    sums = row_losses(model, rows, counted)
     counts = _by_story(counted.sum(1).double(), story)
     for stream, values in sums.items():
         by_story = _by_story(values, story)
@@ -117,39 +116,54 @@ def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int =
     import torch
     import torch.nn.functional as F
 
-    gated = getattr(model, "ablation", None) is not None and model.ablation.mask != "none"
-    streams = ("clean", "ablated") if gated else ("clean",)
-    parts: dict[str, list[Any]] = {stream: [] for stream in streams}
+    from sat_lens.activations import inference
+
+    parts: dict[str, list[Any]] = {stream: [] for stream in streams_of(model)}
     for rows, mask in zip(tokens.split(batch_size), counts.split(batch_size), strict=True):
         rows, mask = rows.to(model.cfg.device), mask.to(model.cfg.device)
-        outputs = model(rows[:, :-1], stream="both") if gated else (model(rows[:, :-1]),)
-        for stream, logits in zip(streams, outputs, strict=True):
-            losses = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none") * mask
-            parts[stream].append(losses.double().sum(1).cpu())
+        with inference(model):
+            for stream, logits in stream_logits(model, rows[:, :-1]).items():
+                losses = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none") * mask
+                parts[stream].append(losses.cpu().double().sum(1))
     return {stream: torch.cat(values) for stream, values in parts.items()}
 
 
-def ioi_accuracy(model: Any, n: int) -> dict[str, Any]:
+def ioi_accuracy(model: Any, n: int, batch_size: int = 64) -> dict[str, Any]:
     """Share of IOI prompts on which the right name beats the repeated one, both name orders alike."""
-    import torch
-
+    from sat_lens.activations import inference
     from sat_lens.tasks import load_task
 
     try:
         task = load_task("ioi", model.tokenizer, n=n, seed=0)
     except ValueError as error:
         return {"ioi": f"not measured: {error}"}
-    gated = getattr(model, "ablation", None) is not None and model.ablation.mask != "none"
+    right, first = (dict.fromkeys(streams_of(model), 0) for _ in range(2))
+    for start in range(0, task.n, batch_size):
+        part = task.subset(slice(start, start + batch_size))
+        with inference(model):
+            for stream, logits in stream_logits(model, part.clean.to(model.cfg.device)).items():
+                at_end = part.at_end(logits).cpu()
+                answer, wrong = (at_end.gather(1, ids[:, None]) for ids in (part.answers, part.wrong_answers))
+                right[stream] += int((answer > wrong).sum())
+                first[stream] += int((at_end.argmax(-1) == part.answers).sum())
     found: dict[str, Any] = {"ioi_n": task.n}
-    for stream in ("clean", "ablated") if gated else ("clean",):
-        with torch.inference_mode():
-            logits = model(task.clean, **({} if stream == "clean" else {"stream": stream}))
-            right = int((task.logit_difference(logits) > 0).sum())
-            first = int((task.at_end(logits).argmax(-1) == task.answers).sum())
-        found[f"{stream}_ioi_accuracy"] = right / task.n
-        found[f"{stream}_ioi_ci"] = [round(bound, 4) for bound in wilson(right, task.n)]
-        found[f"{stream}_ioi_top1"] = first / task.n
+    for stream in right:
+        found[f"{stream}_ioi_accuracy"] = right[stream] / task.n
+        found[f"{stream}_ioi_ci"] = [round(bound, 4) for bound in wilson(right[stream], task.n)]
+        found[f"{stream}_ioi_top1"] = first[stream] / task.n
     return found
+
+
+def streams_of(model: Any) -> tuple[str, ...]:
+    """`clean`, and `ablated` where the model has gates."""
+    gated = getattr(model, "ablation", None) is not None and model.ablation.mask != "none"
+    return ("clean", "ablated") if gated else ("clean",)
+
+
+def stream_logits(model: Any, tokens: "Tensor") -> dict[str, "Tensor"]:
+    """The logits of every stream that the model has, from one pass."""
+    streams = streams_of(model)
+    return dict(zip(streams, model(tokens, stream="both") if len(streams) == 2 else (model(tokens),), strict=True))
 
 
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -171,8 +185,10 @@ def _ratio_interval(values: "Tensor", counts: "Tensor") -> tuple[float, float]:
     import torch
 
     random = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, len(values), (N_RESAMPLES, len(values)), generator=random)
-    ratios = values[drawn].sum(1) / counts[drawn].sum(1)
+    ratios = torch.empty(N_RESAMPLES, dtype=torch.float64)
+    for part in ratios.split(max(1, DRAWN_AT_ONCE // len(values))):
+        drawn = torch.randint(0, len(values), (len(part), len(values)), generator=random)
+        part.copy_(values[drawn].sum(1) / counts[drawn].sum(1))
     return ratios.quantile(0.025).item(), ratios.quantile(0.975).item()
 
 

@@ -1,6 +1,9 @@
 """Sample text from a checkpoint, from its clean or its ablated stream.
 
-python -m sat_lens.generate none-s0 --prompt "Once upon a time" --tokens 100
+    python -m sat_lens.generate none-s0 --prompt "Once upon a time" --tokens 100
+
+Several `--prompt` go forward together; their texts are parted by an empty line. `sat_lens.decoding`
+says what a step costs, and what happens where the context is full.
 """
 
 import argparse
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.generate", __doc__)
     p.add_argument("checkpoint", help="checkpoint folder, shipped name, llama2.c .bin, or TransformerLens name")
-    p.add_argument("--prompt", default="Once upon a time")
+    p.add_argument("--prompt", action="append", help="may be given several times (Once upon a time)")
     p.add_argument("--tokens", type=int, default=100, help="tokens to add (100)")
     p.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
     p.add_argument("--stream", choices=("clean", "ablated"), default="clean")
@@ -33,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--tokens must be at least 1; got {args.tokens}")
     if args.temperature != 0 and not 1e-6 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature must be 0 or at least 0.000001; got {args.temperature}")
-    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+    prompts = args.prompt or ["Once upon a time"]
+    if any("\ud800" <= character <= "\udfff" for character in "".join(prompts)):
         raise ValueError("--prompt must be UTF-8 text")
     check_device(args.device)
     from sat_lens.checkpoint import load_any
@@ -41,35 +45,77 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_any(args.checkpoint, args.device)
     if model.tokenizer is None:
         raise ValueError(f"{args.checkpoint} has no tokenizer; it cannot read a prompt")
-    text = generated(model, args.prompt, args.tokens, temperature=args.temperature, stream=args.stream, seed=args.seed)
-    sys.stdout.write(text + "\n")
+    texts = all_generated(model, prompts, args.tokens, temperature=args.temperature, stream=args.stream, seed=args.seed)
+    sys.stdout.write("\n\n".join(texts) + "\n")
 
 
-def generated(
-    model: Any, prompt: str, n_tokens: int, *, temperature: float | int = 0.8, stream: str = "clean", seed: int = 0
-) -> str:
-    """The prompt and what a model makes of it, up to the end of the story.
+def generated(model: Any, prompt: str, n_tokens: int, **knobs: Any) -> str:
+    """`all_generated` of one prompt."""
+    return all_generated(model, [prompt], n_tokens, **knobs)[0]
+
+
+def all_generated(model: Any, prompts: Sequence[str], n_tokens: int, **knobs: Any) -> list[str]:
+    """Each prompt and what the model makes of it, up to the end of the story; knobs as in `continuations`."""
+    from sat_lens.tasks.encoding import start_ids
+
+    tokenizer = model.tokenizer
+    start = start_ids(tokenizer)
+    ids = [[*start, *tokenizer.encode(prompt, add_special_tokens=False)] for prompt in prompts]
+    added = continuations(model, ids, n_tokens, end=tokenizer.eos_token_id, **knobs)
+    return [tokenizer.decode([*row[len(start) :], *more]) for row, more in zip(ids, added, strict=True)]
+
+
+def continuations(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    *,
+    temperature: float | int = 0.8,
+    stream: str = "clean",
+    seed: int = 0,
+    end: int | None = None,
+) -> list[list[int]]:
+    """The tokens that a model adds to each prompt.
+
+    The rows go forward together from the end of the shortest prompt on, and a row takes its tokens
+    from its own prompt while that lasts. So nothing is padded, and each row is what it would be alone.
 
     Args:
-        n_tokens: at most this many tokens are added; the window slides where it is full.
+        prompts: tokens, at least 1 each.
+        n_tokens: at most this many are added to each.
         temperature: divides the logits; 0 takes the likeliest token.
+        stream: `clean` or `ablated`.
+        seed: row i draws with the seed `seed + i`.
+        end: the token that ends a text; it is not returned. None: no text ends early.
 
-    Cost: one forward pass a token.
+    Cost: one forward pass over the shortest prompt, then one position of it a token, for all rows
+    until the last is done; once in half a context the window is read anew.
     """
     import torch
 
-    tokenizer = model.tokenizer
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
-    random = torch.Generator().manual_seed(seed)
-    knobs = {} if stream == "clean" else {"stream": stream}
-    with torch.inference_mode():
-        for _ in range(n_tokens):
-            window = torch.tensor([ids[-model.cfg.n_ctx :]], device=model.cfg.device)
-            following = next_token(model(window, **knobs)[0, -1], temperature, random)
-            if following == tokenizer.eos_token_id:
+    from sat_lens.activations import inference
+    from sat_lens.decoding import Decoder
+
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt needs at least 1 token; one has none")
+    lengths = [len(prompt) for prompt in prompts]
+    draws = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    tokens = torch.zeros(len(prompts), max(lengths) + n_tokens, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    tokens, stops = tokens.to(model.cfg.device), [length + n_tokens for length in lengths]
+    with inference(model):
+        decoder = Decoder(model, stream)
+        for now in range(min(lengths), tokens.shape[1]):
+            if now >= max(stops):
                 break
-            ids.append(following)
-    return tokenizer.decode(ids[1:])
+            logits = decoder.following(tokens[:, :now])
+            for row in range(len(prompts)):
+                if lengths[row] <= now < stops[row]:
+                    following = next_token(logits[row], temperature, draws[row])
+                    tokens[row, now] = following
+                    stops[row] = now if following == end else stops[row]
+    return [row[length:stop] for row, length, stop in zip(tokens.tolist(), lengths, stops, strict=True)]
 
 
 def next_token(logits: "Tensor", temperature: float | int, random: Any) -> int:

@@ -10,6 +10,7 @@ import torch
 from sat_lens import SelfAblatingTransformer, SelfAblation, checkpoint, evaluate, load_tokenizer
 from sat_lens.presets import host_config
 from sat_lens.stories import stories
+from sat_lens.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,28 @@ def test_an_untrained_model_is_at_chance_on_ioi(model):
     found = evaluate.ioi_accuracy(model, 200)
     assert found["ioi_n"] == 200
     assert found["clean_ioi_ci"][0] < 0.5 < found["clean_ioi_ci"][1]
+
+
+def test_ioi_counts_are_those_of_one_pass_over_all_prompts(model):
+    task = load_task("ioi", model.tokenizer, n=50, seed=0)
+    found = evaluate.ioi_accuracy(model, 50, batch_size=7)
+    with torch.no_grad():
+        out = model(task.clean, stream="both")
+    for stream in ("clean", "ablated"):
+        logits = getattr(out, stream)
+        right = (task.logit_difference(logits) > 0).sum().item()
+        assert 0 < right < 50 and found[f"{stream}_ioi_accuracy"] == right / 50
+        assert found[f"{stream}_ioi_top1"] == (task.at_end(logits).argmax(-1) == task.answers).sum().item() / 50
+
+
+def test_the_interval_is_the_same_however_many_stories_are_drawn_at_once(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    values, counts = torch.rand(30, generator=draw).double(), torch.ones(30).double()
+    low, high = evaluate._ratio_interval(values, counts)
+    monkeypatch.setattr(evaluate, "DRAWN_AT_ONCE", 100)
+    assert evaluate._ratio_interval(values, counts) == (low, high)
+    spread = 1.96 * values.std().item() / 30**0.5
+    assert high - low == pytest.approx(2 * spread, rel=0.1)
 
 
 def test_the_command_prints_one_json_object_a_checkpoint(model, short_stories, tmp_path, capsys):

@@ -1,9 +1,10 @@
-"""generate: greedy text is the model's own argmax, sampling is seeded, streams differ."""
+"""generate: a text is that of whole passes without a cache, rows go together as alone, sampling is seeded."""
 
 import pytest
 import torch
 
 from sat_lens import SelfAblatingTransformer, SelfAblation, checkpoint, generate, load_tokenizer
+from sat_lens.decoding import window_start
 from sat_lens.presets import host_config
 
 
@@ -22,6 +23,45 @@ def test_greedy_text_is_the_argmax_of_each_next_token(model):
     for _ in range(3):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     assert text == model.tokenizer.decode(ids[1:])
+
+
+def without_a_cache(model, prompt, n_tokens, temperature, stream, seed):
+    """One prompt, one whole pass a token, no cache."""
+    ids, draw = list(prompt), torch.Generator().manual_seed(seed)
+    for _ in range(n_tokens):
+        window = torch.tensor([ids[window_start(len(ids), model.cfg.n_ctx) :]])
+        with torch.no_grad():
+            logits = model(window, **({} if stream == "clean" else {"stream": stream}))[0, -1]
+        probabilities = (logits.float() / temperature).softmax(-1) if temperature else logits
+        drawn = torch.multinomial(probabilities, 1, generator=draw) if temperature else logits.argmax()
+        ids.append(int(drawn))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize("stream", ["clean", "ablated"])
+@pytest.mark.parametrize("host", [{}, {"positional_embedding_type": "rotary", "rotary_dim": 4, "n_key_value_heads": 2}])
+def test_each_row_of_a_batch_is_what_no_cache_and_no_batch_would_give(tiny_model, host, stream, temperature):
+    model = tiny_model(seed=5, **host)
+    prompts = [[3], [1, 2, 3, 4, 5, 6], list(range(20)), [28, 0]]  # a context of 16: some windows move, one twice
+    found = generate.continuations(model, prompts, 12, temperature=temperature, stream=stream, seed=7)
+    for row, prompt in enumerate(prompts):
+        assert found[row] == without_a_cache(model, prompt, 12, temperature, stream, seed=7 + row)
+
+
+def test_a_row_stops_at_the_end_token_and_the_others_go_on(tiny_model):
+    model = tiny_model()
+    prompts = [[3], [5, 6], [9]]
+    free = generate.continuations(model, prompts, 8, temperature=1.5, seed=2)
+    end = free[0][3]
+    expected = [row[: row.index(end)] if end in row else row for row in free]
+    assert generate.continuations(model, prompts, 8, temperature=1.5, seed=2, end=end) == expected
+    assert len(expected[0]) < 8 and max(map(len, expected)) == 8
+
+
+def test_a_prompt_of_no_tokens_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="at least 1 token"):
+        generate.continuations(tiny_model(), [[1], []], 3)
 
 
 def test_a_seed_decides_the_sample(model):
@@ -46,6 +86,13 @@ def test_the_command_prints_the_prompt_and_more(model, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("Once upon a time")
     assert len(out) > len("Once upon a time\n")
+
+
+def test_several_prompts_are_parted_by_an_empty_line(model, tmp_path, capsys):
+    folder = checkpoint.save(model, tmp_path / "ckpt")
+    generate.main([str(folder), "--prompt", "Once", "--prompt", "Tom and Lily", "--tokens", "2", "--seed", "3"])
+    alone = [generate.generated(model, text, 2, seed=3 + row) for row, text in enumerate(("Once", "Tom and Lily"))]
+    assert capsys.readouterr().out == "\n\n".join(alone) + "\n"
 
 
 @pytest.mark.parametrize(
