@@ -39,7 +39,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses.localization $(CKPTS) --out results

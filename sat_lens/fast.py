@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from sat_lens.gates import masks
 from sat_lens.losses import Losses, weighted
 from sat_lens.own_key import OwnKeyAttention, kernel_is_right
-from sat_lens.products import linear, product, product_type
+from sat_lens.products import linear, product, product_type, weight_gradient
 
 ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -81,12 +81,13 @@ def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "b
         inputs, read = [x.detach() for x in inputs], read.detach()
     chosen = masks(model.gates(inputs, read), ablation, model.cfg.d_head)
 
-    ablated = [x0]
-    for block, k, v, mask in zip(model.blocks, keys, values, chosen, strict=True):
+    ablated, hard = [x0], ablation.forward == "hard"
+    for block, k, v in zip(model.blocks, keys, values, strict=True):
+        mask = chosen.pop(0)  # nothing here holds a mask longer than it must
         q, own_k, own_v = _qkv(block, _norm(block.ln1, ablated[-1]))
         z = OwnKeyAttention.apply(q, k, v, own_k, own_v, 1 / block.attn.attn_scale)
         mid = ablated[-1] + _out(block, z.transpose(1, 2) * mask.attn)
-        ablated.append(mid + _mlp(block, _norm(block.ln2, mid), mask.mlp))
+        ablated.append(mid + _mlp(block, _norm(block.ln2, mid), mask.mlp, hard))
     ablated_final = _norm(model.ln_final, ablated[-1])
     ablated_loss = _loss(model, ablated_final, targets)
     return weighted(ablation, clean_loss, ablated_loss, ([*resid[1:], final], [*ablated[1:], ablated_final]))
@@ -109,10 +110,39 @@ def _out(block: nn.Module, z: Float[Tensor, "batch pos n_heads d_head"]) -> Tens
     return linear(z.flatten(-2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
 
 
-def _mlp(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    mlp = block.mlp
-    post = ACTIVATIONS[block.cfg.act_fn](linear(x, mlp.W_in.T, mlp.b_in))
-    return linear(post if mask is None else post * mask, mlp.W_out.T, mlp.b_out)
+def _mlp(block: nn.Module, x: Tensor, mask: Tensor | None = None, hard: bool = False) -> Tensor:
+    mlp, act = block.mlp, ACTIVATIONS[block.cfg.act_fn]
+    pre = linear(x, mlp.W_in.T, mlp.b_in)
+    if mask is None:
+        return linear(act(pre), mlp.W_out.T, mlp.b_out)
+    if torch.is_autocast_enabled(x.device.type):
+        return linear(act(pre) * mask, mlp.W_out.T, mlp.b_out)
+    return _MaskedOut.apply(pre, mask, mlp.W_out, mlp.b_out, act, hard)
+
+
+class _MaskedOut(torch.autograd.Function):
+    """(act(pre) * mask) W_out + b_out, keeping `pre` and a hard mask's bits; the neurons are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, act: Any, hard: bool) -> Tensor:
+        ctx.save_for_backward(pre, mask.bool() if hard else mask, weight)
+        ctx.act = act
+        masked = act(pre).mul_(mask).flatten(0, -2)
+        return product(masked, weight.T, bias).view(*pre.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pre, mask, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        of_masked = product(rows, weight).view_as(pre)
+        with torch.enable_grad():
+            pre = pre.detach().requires_grad_()
+            post = ctx.act(pre)
+        of_pre = torch.autograd.grad(post, pre, of_masked * mask)[0]
+        post = post.detach()
+        of_weight = weight_gradient((post * mask).flatten(0, -2), rows).T
+        return of_pre, of_masked.mul_(post), of_weight, rows.sum(0), None, None
 
 
 def _loss(model: nn.Module, x: Float[Tensor, "batch pos d_model"], targets: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(m_mmap_threshold, 2**30) and mallopt(m_trim_threshold, largest))
 
 
-def require(needed_bytes: float, what: str, device: str = "cpu", change: str = SMALLER) -> None:
+def require(needed_bytes: float | int, what: str, device: str = "cpu", change: str = SMALLER) -> None:
     """Refuse what will not fit, before it is started.
 
     Args:

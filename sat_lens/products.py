@@ -56,12 +56,12 @@ class _Linear(torch.autograd.Function):
         shape, grad = grad.shape, grad.reshape(-1, grad.shape[-1])
         return (
             product(grad, weight.T).view(*shape[:-1], -1) if of_x else None,
-            _weight_gradient(rows, grad) if of_weight else None,
+            weight_gradient(rows, grad) if of_weight else None,
             grad.sum(0) if of_bias else None,
         )
 
 
-def _weight_gradient(rows: Float[Tensor, "row d_in"], grad: Float[Tensor, "row d_out"]) -> Float[Tensor, "d_out d_in"]:
+def weight_gradient(rows: Float[Tensor, "row d_in"], grad: Float[Tensor, "row d_out"]) -> Float[Tensor, "d_out d_in"]:
     """grad.T @ rows; oneDNN copies a transposed first factor, so that is the smaller of the two."""
     return product(grad.T, rows.T) if grad.shape[1] < rows.shape[1] else product(rows.T, grad.T).T
 
