@@ -8,7 +8,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,47 @@ def answer(
     for checkpoint in args.checkpoints:
         refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
-    for checkpoint, name in zip(args.checkpoints, names, strict=True):
-        with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
-            model = load_model(checkpoint, args.device)
-            result = with_provenance(analyse(model, args), model, checkpoint, args.seed, command)
-        folder = args.out / question / name
-        write_result(result, figures(result), folder, static=args.static)
-        sys.stdout.write(f"{result.to_json()}\n" if args.json else summary(result, folder))
-        sys.stdout.flush()
+    with joined(args):
+        for checkpoint, name in zip(args.checkpoints, names, strict=True):
+            with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
+                model = load_model(checkpoint, args.device)
+                result = analyse(model, args)
+            if is_main():
+                result = with_provenance(result, model, checkpoint, args.seed, command)
+                folder = args.out / question / name
+                write_result(result, figures(result), folder, static=args.static)
+                sys.stdout.write(f"{result.to_json()}\n" if args.json else summary(result, folder))
+                sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def joined(args: argparse.Namespace) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; `args` get this one's device, and all but rank 0 are quiet.
+
+    A question then divides its loop with `sat_lens.distributed.shard`, and sums or gathers at its end.
+    """
+    from sat_lens.distributed import launched
+
+    check_device(args.device)
+    with launched(args.device) as args.device:
+        args.quiet = args.quiet or not is_main()
+        yield
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints."""
+    from sat_lens import distributed
+
+    return distributed.is_main()
 
 
 def load_model(checkpoint: str, device: str) -> Any:
-    """The model of a checkpoint, on a device that exists, in evaluation mode."""
+    """The model of a checkpoint, on a device that exists, in evaluation mode; TF32 off."""
     from sat_lens.checkpoint import load_any
+    from sat_lens.precision import refuse_tf32
 
     check_device(device)
+    refuse_tf32()
     return load_any(checkpoint, device=device).eval()
 
 

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its usage message reduced to the one line that says what was wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see --help)\n" if _rank() == 0 else None)
 
 
 def command_parser(module: str, docstring: str | None, **knobs: Any) -> Parser:
@@ -34,12 +34,19 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         if isinstance(error, BrokenPipeError):  # the reader of our output went away; say nothing
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        who = f"rank {_rank()}: " if _rank() else ""
+        sys.stderr.write(f"error: {who}{one_line(error)}\n")
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _rank() -> int:
+    """Which of torchrun's processes this is, before any of them has met the others; 0 without torchrun."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdigit() else 0
 
 
 def one_line(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformer_lens.components import Attention, GroupedQueryAttention
 from transformer_lens.components.abstract_attention import AbstractAttention
+from transformer_lens.components.attention import Attention
+from transformer_lens.components.grouped_query_attention import GroupedQueryAttention
 
 
 def _forward(

@@ -15,6 +15,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+PRECISIONS = ("fp32", "bf16")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
     """How a model is trained; the defaults of `paper` are those of the published run configurations.
@@ -29,6 +32,8 @@ class TrainingSettings:
         log_every: steps between lines of log.jsonl.
         seed: of the initial weights and of the order of the data.
         threads: torch's threads; part of what makes a run bit-exact.
+        precision: fp32, or bf16 (products by autocast; weights, scores and losses stay fp32).
+        compile: the losses through torch.compile.
 
     Source: self-ablating-transformers' surviving run configurations (betas, no weight decay, clip 1).
     """
@@ -44,8 +49,12 @@ class TrainingSettings:
     log_every: int = 50
     seed: int = 0
     threads: int = 1
+    precision: str = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         for field in ("steps", "batch_size", "eval_every", "eval_rows", "log_every", "threads"):
             if (value := getattr(self, field)) < 1:
                 raise ValueError(f"{field} must be at least 1; got {value}")

@@ -4,6 +4,9 @@
 
 Every flag can also stand in a YAML file (`--config F.yaml`, dashes as underscores); flags win. The
 run folder gets `log.jsonl`, `last/` and `best/` (lowest held-out loss), both checkpoint folders.
+`--dry-run` says what a run will take and stops. Several processes, on one machine or more, share each batch:
+
+    torchrun --nproc-per-node 2 -m sat_lens.train --device cuda ...
 """
 
 import argparse
@@ -17,7 +20,8 @@ from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
 from sat_lens.devices import check_device
 from sat_lens.files import recovered
-from sat_lens.presets import PRESETS, TrainingSettings
+from sat_lens.memory import keep_freed_memory
+from sat_lens.presets import PRECISIONS, PRESETS, TrainingSettings
 
 ABLATION_FLAGS = {
     "estimator": str,
@@ -33,6 +37,13 @@ ABLATION_FLAGS = {
     "w_reconstruction": float,
 }
 SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if f.name != "seed"}
+SWITCHES = {
+    "resume": "go on from the run folder's last checkpoint, if it has one",
+    "quiet": "no progress bar",
+    "dry_run": "print parameters, memory, FLOPs and expected minutes, and stop",
+    "fsdp": "under torchrun: spread weights and optimizer over the processes (large models)",
+    "compile": "torch.compile the losses",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,11 +61,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int)
     p.add_argument("--out", type=Path, help="run folder")
     p.add_argument("--device")
-    p.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint, if it has one")
     p.add_argument("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add_argument("--precision", choices=PRECISIONS, help="fp32, or bf16: products by autocast (fp32)")
+    for name, words in SWITCHES.items():
+        p.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=words)
     for name, kind in {**ABLATION_FLAGS, **SETTING_FLAGS}.items():
-        p.add_argument(f"--{name.replace('_', '-')}", type=kind)
+        if name not in (*SWITCHES, "precision"):
+            p.add_argument(f"--{name.replace('_', '-')}", type=kind)
     return p
 
 
@@ -73,6 +86,8 @@ DEFAULTS = {
     "resume": False,
     "log_to": None,
     "quiet": False,
+    "dry_run": False,
+    "fsdp": False,
 }
 
 
@@ -85,12 +100,12 @@ def options(argv: Sequence[str] | None) -> dict[str, Any]:
     p = parser()
     given = vars(p.parse_args(argv))
     known = {action.dest for action in p._actions} - {"help", "config"}
-    stored = _read_yaml(given.pop("config")) if "config" in given else {}
+    stored = read_yaml(given.pop("config")) if "config" in given else {}
     if unknown := sorted(set(stored) - known):
         raise ValueError(
             f"unknown setting {unknown[0]!r} in the configuration file; known are {', '.join(sorted(known))}"
         )
-    stored = vars(p.parse_args(_as_flags(stored)))
+    stored = vars(p.parse_args(as_flags(stored)))
     chosen = {**DEFAULTS, **stored, **given}
     chosen = {**DEFAULTS, **PRESETS[chosen["preset"]]["training"], **stored, **given}
     if "out" not in chosen:
@@ -98,7 +113,7 @@ def options(argv: Sequence[str] | None) -> dict[str, Any]:
     return {**chosen, "out": Path(chosen["out"]), "cache": Path(chosen["cache"])}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -110,7 +125,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
-def _as_flags(stored: dict[str, Any]) -> list[str]:
+def as_flags(stored: dict[str, Any]) -> list[str]:
     """Settings of a file as command-line arguments, so that one parser gives all of them their types."""
     flags = []
     for key, value in stored.items():
@@ -124,31 +139,61 @@ def _as_flags(stored: dict[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = options(argv)
-    ablation = SelfAblation(
-        mask=chosen["mask"],
-        k_attn=chosen["k_attn"],
-        k_mlp=chosen["k_mlp"],
-        **{name: chosen[name] for name in ABLATION_FLAGS if name in chosen},
-    )
-    settings = TrainingSettings(seed=chosen["seed"], **{name: chosen[name] for name in SETTING_FLAGS if name in chosen})
+    ablation, settings = validated(chosen)
     check_device(chosen["device"])
+    if chosen["dry_run"]:
+        sys.stdout.write(forecast(chosen, ablation, settings))
+        return
+    keep_freed_memory()
+    from sat_lens.distributed import launched
+
+    with launched(chosen["device"]) as device:
+        train({**chosen, "device": device}, ablation, settings)
+
+
+def validated(chosen: dict[str, Any]) -> tuple[SelfAblation, TrainingSettings]:
+    """The options as configurations. Raises: ValueError for one that is out of range."""
+    names = ("mask", "k_attn", "k_mlp", *ABLATION_FLAGS)
+    ablation = SelfAblation(**{name: chosen[name] for name in names if name in chosen})
+    names = ("seed", *SETTING_FLAGS)
+    return ablation, TrainingSettings(**{name: chosen[name] for name in names if name in chosen})
+
+
+def train(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSettings) -> None:
+    """The run, in as many processes as there are."""
+    from sat_lens.distributed import barrier, is_main
+
     out = chosen["out"]
-    if not chosen["resume"] and recovered(out / "last").exists():
+    is_there = recovered(out / "last").exists()
+    if not chosen["resume"] and is_there:
         raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
+    barrier()  # nobody writes before all have looked
     trainer = prepare(chosen, ablation, settings)
-    if chosen["resume"] and recovered(out / "last").exists():
+    if is_there:
         trainer.resume()
-    elif chosen["resume"]:  # stopped before its first checkpoint, or never started
+    elif chosen["resume"] and is_main():  # stopped before its first checkpoint, or never started
         sys.stderr.write(f"nothing to resume in {out}: starting from the beginning\n")
     trainer.train(progress=not chosen["quiet"])
     final = trainer.log.splitlines()[-1] if trainer.log else ""
-    sys.stdout.write(f"{out}\n{final}\n")
+    if is_main():
+        sys.stdout.write(f"{out}\n{final}\n")
+
+
+def forecast(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSettings) -> str:
+    """What the run will take, without text or model."""
+    from sat_lens.cost import dry_run
+    from sat_lens.presets import host_config
+    from sat_lens.tokenizers import load_tokenizer
+
+    host = host_config(chosen["preset"], len(load_tokenizer(chosen["tokenizer"])), chosen["device"])
+    return dry_run(host, ablation, settings).rstrip("\n") + "\n"
 
 
 def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSettings) -> Any:
     """Text, tokenizer, model and loop of a run."""
     import torch
 
+    from sat_lens.distributed import is_main, main_first
     from sat_lens.model import SelfAblatingTransformer
     from sat_lens.packing import PackingError, packed
     from sat_lens.presets import host_config
@@ -158,19 +203,20 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
 
     tokenizer = load_tokenizer(chosen["tokenizer"])
     host = host_config(chosen["preset"], len(tokenizer), chosen["device"])
-    texts = {"tokenizer": tokenizer, "cache": chosen["cache"], "progress": not chosen["quiet"]}
+    texts = {"tokenizer": tokenizer, "cache": chosen["cache"], "progress": is_main() and not chosen["quiet"]}
     own = chosen["held_out"] is None
-    train = packed(chosen["corpus"], max_tokens=chosen["max_tokens"], part="train" if own else "all", **texts)
-    try:
-        held_out = packed(
-            chosen["held_out"] or chosen["corpus"],
-            max_tokens=settings.eval_rows * host.n_ctx,
-            part="held_out" if own else "all",
-            **texts,
-        )
-    except PackingError as error:
-        hint = "; pass --held-out CORPUS: one story in 64 of --corpus is too little" if own else ""
-        raise ValueError(f"no held-out text: {error}{hint}") from None
+    with main_first():
+        train = packed(chosen["corpus"], max_tokens=chosen["max_tokens"], part="train" if own else "all", **texts)
+        try:
+            held_out = packed(
+                chosen["held_out"] or chosen["corpus"],
+                max_tokens=settings.eval_rows * host.n_ctx,
+                part="held_out" if own else "all",
+                **texts,
+            )
+        except PackingError as error:
+            hint = "; pass --held-out CORPUS: one story in 64 of --corpus is too little" if own else ""
+            raise ValueError(f"no held-out text: {error}{hint}") from None
     train.batch(0, settings.batch_size, host.n_ctx + 1, settings.seed)  # a corpus shorter than a context fails here
     torch.manual_seed(settings.seed)
     model = SelfAblatingTransformer(host, ablation=ablation)
@@ -184,7 +230,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
         (evaluation.tokens[: settings.eval_rows], evaluation.mask[: settings.eval_rows, 1:]),
         chosen["out"],
         described={
-            "training": {"preset": chosen["preset"], "command": _command(chosen)},
+            "training": {"preset": chosen["preset"], "command": command_line(chosen)},
             "data": {
                 "corpus": _names(chosen["corpus"]),
                 "n_tokens": train.n_tokens,
@@ -192,7 +238,8 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
             },
         },
         probes=ioi_probe(tokenizer),
-        on_log=run_log(chosen["log_to"], chosen["out"], ablation.to_dict()) if chosen["log_to"] else None,
+        on_log=run_log(chosen["log_to"], chosen["out"], ablation.to_dict()) if chosen["log_to"] and is_main() else None,
+        fsdp=chosen["fsdp"],
     )
 
 
@@ -211,9 +258,9 @@ def ioi_probe(tokenizer: Any) -> dict[str, Callable[[Any], float]]:
     return {"ioi_accuracy": accuracy}
 
 
-def _command(chosen: dict[str, Any]) -> str:
+def command_line(chosen: dict[str, Any]) -> str:
     """The command that makes this run again, with file names in the place of paths."""
-    skip = {"resume", "quiet", "cache", "device", "log_to"}
+    skip = {"resume", "quiet", "cache", "device", "log_to", "dry_run", "fsdp"}
     flags = [
         f"--{name.replace('_', '-')} {_names(str(value))}"
         for name, value in chosen.items()

@@ -147,3 +147,43 @@ def hooks_on(model: Any) -> list[str]:
     """Names of the modules that carry a hook of any kind."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "fwd_hooks", "bwd_hooks")
     return [name for name, module in model.named_modules() if any(getattr(module, kind, None) for kind in kinds)]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """`ranks(n, function)`: what `function(rank)` gives in each of n processes that torchrun's variables join.
+
+    Forked, so that nothing is imported again. A rank that died has None. Tensors and plain values only.
+    """
+    import multiprocessing
+    import socket
+
+    import torch
+
+    from sat_lens.distributed import launched
+
+    def child(rank: int, n: int, port: int, function: Callable[[int], Any], path: Path) -> None:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        with launched("cpu"):
+            torch.save(function(rank), path)
+
+    def run(n: int, function: Callable[[int], Any], timeout: float = 60) -> list[Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        paths = [tmp_path / f"rank-{port}-{rank}" for rank in range(n)]
+        fork = multiprocessing.get_context("fork")
+        processes = [fork.Process(target=child, args=(i, n, port, function, path)) for i, path in enumerate(paths)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+        still = [process for process in processes if process.is_alive()]
+        for process in still:
+            process.kill()
+        assert not still, "a rank waits for ever"
+        return [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
+
+    return run

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.cli import answer, question_parser
+from analyses.cli import answer, is_main, question_parser
 from sat_lens.commands import run
 
 
@@ -50,7 +50,7 @@ def analyse(model: Any, args: argparse.Namespace) -> Any:
         model, task, ablation=args.ablation, stream=args.stream, positions=args.positions,
         reference=reference, seed=args.seed, progress=not args.quiet,
     )  # fmt: skip
-    if not result.meta["task"]["solved"]:
+    if is_main() and not result.meta["task"]["solved"]:
         solved = "{accuracy:.2f} ({accuracy_low:.2f} to {accuracy_high:.2f})".format(**result.meta["task"])
         sys.stderr.write(f"warning: the model does not solve {task.name}: accuracy {solved}, chance is 0.5\n")
     return result

@@ -100,6 +100,39 @@ class Graph:
     def destination_index(self) -> dict[str, int]:
         return {destination.name: i for i, destination in enumerate(self.destinations)}
 
+    @functools.cached_property
+    def destinations_of_source(self) -> list[np.ndarray]:
+        """What each source's node reads: nothing (input), an MLP's input, or a head's query, key and value."""
+        shared = self.n_heads // self.n_kv_heads
+        found = []
+        for source in self.sources:
+            if source.kind == "input":
+                names: list[str] = []
+            elif source.kind == "mlp":
+                names = [source.name]
+            else:
+                heads = (source.head, source.head // shared, source.head // shared)
+                names = [f"a{source.layer}.h{head}<{qkv}>" for head, qkv in zip(heads, QKV, strict=True)]
+            found.append(np.array([self.destination_index[name] for name in names], dtype=np.int64))
+        return found
+
+    @functools.cached_property
+    def sources_of_destination(self) -> list[np.ndarray]:
+        """The nodes that read at each destination: one, or all heads that share a key or value; none at the logits."""
+        found: list[list[int]] = [[] for _ in self.destinations]
+        for i, columns in enumerate(self.destinations_of_source):
+            for column in columns:
+                found[column].append(i)
+        return [np.array(nodes, dtype=np.int64) for nodes in found]
+
+    def live_sources(self, members: Bool[np.ndarray, "source destination"]) -> Bool[np.ndarray, " source"]:
+        """Which sources a path of the circuit leads from to the logits."""
+        alive = members[:, -1].copy()
+        for i in reversed(range(len(self.sources))):
+            if alive[i]:
+                alive |= members[:, self.destinations_of_source[i]].any(1)
+        return alive
+
     def edge_name(self, source: int, destination: int) -> str:
         """As MIB names it: `a0.h1->m3`, `input->a0.h0<q>`."""
         return f"{self.sources[source].name}->{self.destinations[destination].name}"

@@ -59,16 +59,17 @@ class Parts:
     def heads(
         self,
         layer: int,
-        q_input: Float[Tensor, "one_or_head row pos d_model"],
+        q_input: Float[Tensor, "one_or_head row q_pos d_model"],
         k_input: Float[Tensor, "_ row pos d_model"],
         v_input: Float[Tensor, "_ row pos d_model"],
         which: Int[Tensor, " head"] | None = None,
-    ) -> Float[Tensor, "head row pos d_model"]:
+    ) -> Float[Tensor, "head row q_pos d_model"]:
         """What heads add to the residual stream, each from inputs of its own.
 
         Args:
             q_input, k_input, v_input: one entry a computed head, or a single one that all share. Heads
-                that share keys and values read equal entries of `k_input` and `v_input`.
+                that share keys and values read equal entries of `k_input` and `v_input`. Where `q_input`
+                has one position of several, it is the last.
             which: indices of the heads that are computed; default: all of the layer.
         """
         block = self.model.blocks[layer]
@@ -83,13 +84,15 @@ class Parts:
         k = _projected(apply_norm(block.ln1, k_input), W_K[kv], b_K[kv])
         v = _projected(apply_norm(block.ln1, v_input), W_V[kv], b_V[kv])
         if self.cfg.positional_embedding_type == "rotary":
-            q, k = (attn.apply_rotary(x.permute(1, 2, 0, 3)).permute(2, 0, 1, 3) for x in (q, k))
-        if attn.attn_type == "local":
-            n = q.shape[-2]
-            seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril().triu(1 - self.cfg.window_size)
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1 / attn.attn_scale)
-        else:
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / attn.attn_scale)
+            past = k.shape[-2] - q.shape[-2]
+            q = attn.apply_rotary(q.permute(1, 2, 0, 3), past).permute(2, 0, 1, 3)
+            k = attn.apply_rotary(k.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
+        n, window = k.shape[-2], self.cfg.window_size if attn.attn_type == "local" else k.shape[-2]
+        seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril().triu(1 - window)[-q.shape[-2] :]
+        plain = q.shape[-2] == n <= window
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if plain else seen, is_causal=plain, scale=1 / attn.attn_scale
+        )
         return z @ attn.W_O[which].unsqueeze(1)
 
     def mlp(self, layer: int, x: Float[Tensor, "*row pos d_model"]) -> Float[Tensor, "*row pos d_model"]:

@@ -26,6 +26,7 @@ from analyses.localization.replay import (
 from analyses.result import Result
 from analyses.statistics import bootstrap_interval, holm, share_interval, sign_flip_p_value
 from sat_lens.ablate import Ablation, mean, mean_activations, resample, zero
+from sat_lens.distributed import dealt, sum_over_ranks, world_size
 from sat_lens.tasks import Task
 
 SITE_OF: dict[str, Site] = {"head": "attn", "channel": "attn", "neuron": "mlp"}
@@ -90,6 +91,8 @@ def unit_effects(
 
     Raises:
         ValueError: a stream or units that the model does not have, prompts longer than its context.
+
+    Under torchrun the ranks share the units.
 
     Cost: for each unit of layer l, the layers above it once per prompt, the last of them at one token;
     about n_units / 3 forward passes over the task. 4 layers of width 64, 4,096 ids, 1,296 units and 128
@@ -189,7 +192,11 @@ def _measure(
     memory_mb: int,
     progress: bool,
 ) -> tuple[Measured, dict[str, Measured]]:
-    """Logit difference and loss of every prompt, unablated [n] and by kind of unit [unit n]."""
+    """Logit difference and loss of every prompt, unablated [n] and by kind of unit [unit n].
+
+    Each rank takes every n-th chunk of units and leaves zeros for the rest, so that the sum over ranks is the whole:
+    to the last bit, since a chunk is computed in the same way whoever does it.
+    """
     columns = {kind: unit_columns(model.cfg, kind) for kind in kinds}
     n_units = {kind: model.cfg.n_layers * len(columns[kind]) for kind in kinds}
     before = Measured(np.zeros(task.n), np.zeros(task.n))
@@ -205,14 +212,18 @@ def _measure(
             before.logit_diff[rows.numpy()], before.loss[rows.numpy()] = unablated[0][0], unablated[1][0]
             for kind in kinds:
                 width = len(columns[kind])
-                for layer, chunk in _chunks(model.cfg, base, columns[kind], memory_mb):
+                for layer, chunk in dealt(_chunks(model.cfg, base, columns[kind], memory_mb)):
                     key = (layer, SITE_OF[kind])
                     values = means.get(key) or (resample(donor.activations[key]) if donor else zero())
                     ends = end_residuals(model, base, *key, columns[kind][chunk].to(model.cfg.device), values)
                     index = np.ix_(layer * width + chunk.numpy(), rows.numpy())
                     after[kind].logit_diff[index], after[kind].loss[index] = _at_end(model, ends, part)
-                    bar.update(len(chunk) * len(rows))
-    return before, after
+                    bar.update(len(chunk) * len(rows) * world_size())
+    return before, {kind: _over_ranks(measured) for kind, measured in after.items()}
+
+
+def _over_ranks(part: Measured) -> Measured:
+    return Measured(*(sum_over_ranks(torch.from_numpy(values)).numpy() for values in (part.logit_diff, part.loss)))
 
 
 def unit_columns(cfg: Any, kind: str) -> Int[Tensor, "unit channels"]:

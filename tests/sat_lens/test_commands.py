@@ -122,3 +122,12 @@ def test_a_process_that_is_interrupted_exits_with_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and err == b"interrupted\n"
+
+
+def test_under_torchrun_bad_arguments_are_said_once_and_other_errors_with_their_rank(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit) as exit_:
+        Parser(prog="p").error("no such flag")
+    assert exit_.value.code == 2 and capsys.readouterr().err == ""
+    assert code_of(raising(ValueError("no text"))) == 2
+    assert capsys.readouterr().err == "error: rank 2: no text\n"

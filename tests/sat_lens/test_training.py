@@ -1,5 +1,6 @@
 """The training loop: it learns, it can be stopped at any step, and it goes on as if it had not been."""
 
+import hashlib
 import json
 import math
 import os
@@ -289,6 +290,42 @@ def test_a_damaged_checkpoint_is_not_resumed(trainer):
         trainer().resume()
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on(trainer):
+    t = trainer(steps=8)
+    t.train(progress=False)
+    config = read_config(t.folder / "last")
+    for young in ("precision", "compile", "processes", "tf32"):
+        del config["training"][young]
+    path = t.folder / "last" / "config.json"
+    path.write_text(json.dumps(config))
+    manifest = json.loads((t.folder / "last" / "MANIFEST.json").read_text())
+    manifest["sha256"]["config.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (t.folder / "last" / "MANIFEST.json").write_text(json.dumps(manifest))
+    again = trainer(steps=8)
+    again.resume()
+    assert again.step == 8
+    with pytest.raises(ValueError, match="was trained with precision='fp32'; got 'bf16'"):
+        trainer(steps=8, precision="bf16").resume()
+
+
+def test_bf16_trains_near_fp32_and_says_so(trainer):
+    full, half = trainer("full"), trainer("half", precision="bf16")
+    full.train(progress=False)
+    half.train(progress=False)
+    last = [log_lines(t.folder / "log.jsonl")[-1]["held_out_total"] for t in (full, half)]
+    assert last[0] != last[1] and last[0] == pytest.approx(last[1], abs=0.1)
+    said = read_config(half.folder / "last")["training"]
+    assert (said["precision"], said["tf32"], said["processes"]) == ("bf16", False, 1)
+    assert load(half.folder / "last").cfg.dtype == torch.float32
+
+
+def test_compiling_on_a_cpu_is_refused_with_the_reason(trainer):
+    with pytest.raises(
+        ValueError, match="on a CPU, where compiled losses are slower than the fused ones: leave it out"
+    ):
+        trainer(compile=True)
+
+
 def test_progress_is_silent_when_it_should_be(trainer, capfd):
     trainer(steps=2).train(progress=False)
     assert capfd.readouterr() == ("", "")
@@ -297,10 +334,10 @@ def test_progress_is_silent_when_it_should_be(trainer, capfd):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("steps", 0), ("batch_size", 0), ("lr", 0.0), ("lr", math.nan), ("grad_clip", math.inf), ("warmup_steps", -1),
-     ("weight_decay", -0.1), ("eval_every", 0), ("threads", 0)],
+     ("weight_decay", -0.1), ("eval_every", 0), ("threads", 0), ("precision", "fp8")],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be .*; got {value}"):
+    with pytest.raises(ValueError, match=f"{field} must be .*; got '?{value}"):
         TrainingSettings(**{field: value})
 
 
@@ -406,6 +443,23 @@ def test_a_run_needs_a_folder():
 
     with pytest.raises(ValueError, match="--out is needed"):
         options([])
+
+
+def test_switches_are_off_unless_given_and_a_file_may_give_them(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("precision: bf16\nfsdp: true\ncompile: false\n")
+    found = chosen("--config", str(config), "--dry-run")
+    assert (found["precision"], found["fsdp"], found["dry_run"], found["resume"]) == ("bf16", True, True, False)
+    assert "compile" not in found
+
+
+def test_a_dry_run_prints_an_estimate_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    from sat_lens.train import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sat_lens.cost.dry_run", lambda cfg, ablation, settings: f"{cfg.d_model} {settings.steps}")
+    main(["--corpus", "not-there.txt", "--dry-run", "--out", "run", "--steps", "7"])
+    assert capsys.readouterr().out == "64 7\n" and not list(tmp_path.iterdir())
 
 
 def test_the_command_trains_refuses_to_overwrite_and_resumes(tmp_path, monkeypatch, capsys):
