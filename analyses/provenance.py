@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from sat_lens.checkpoint import WEIGHTS, checkpoint_hash
+from sat_lens.distributed import world_size
 from sat_lens.files import sha256_file
+from sat_lens.precision import uses_tf32
 
 PACKAGES = ("torch", "transformer-lens", "numpy", "pandas", "scipy", "plotly")
 
@@ -36,6 +38,8 @@ def provenance(model: Any, checkpoint: str, *, seed: int, command: Sequence[str]
         "device": str(cfg.device),
         "dtype": str(cfg.dtype).removeprefix("torch."),
         "n_threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "tf32": uses_tf32(),
         "versions": versions(),
         "commit": commit(),
         "command": shlex.join(command),

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from analyses.cli import load_model, question_parser, result_names, write_result
+from analyses.cli import is_main, joined, load_model, question_parser, result_names, write_result
 from sat_lens.commands import one_line, run
 
 TASK = "ioi"
@@ -58,8 +58,12 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
 
 def _or_why_not(part: Callable[..., Any], *arguments: Any) -> Any:
     """A part of the page, or why this checkpoint has none (no gates, no tokenizer, a short context)."""
+    from sat_lens.distributed import PeerLost
+
     try:
         return part(*arguments)
+    except PeerLost:
+        raise
     except ValueError as error:
         return one_line(error)
 
@@ -103,7 +107,7 @@ def localization(model: Any, args: argparse.Namespace, name: str, made: dict[str
     task = load_task(TASK, model.tokenizer, n=args.n, seed=args.seed)
     result = unit_effects(model, task, seed=args.seed, progress=not args.quiet, **KNOBS)
     result = dataclasses.replace(result, meta={**made, **result.meta})
-    if not folder.exists():
+    if is_main() and not folder.exists():
         write_result(result, unit_figures(result), folder, static=args.static)
     return result
 
@@ -153,7 +157,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from analyses.report_page import checkpoints_result, report_html
         from sat_lens.files import write_whole
 
-        found = list(entries(args, names, command))
+        with joined(args):
+            found = list(entries(args, names, command))
+            if not is_main():
+                return
         write_whole(args.out / "report.html", report_html(found))
         result = checkpoints_result(found)
     sys.stdout.write(f"{result.to_json()}\n" if args.json else f"{args.out / 'report.html'}\n")

@@ -90,11 +90,19 @@ def clean_stream(model: Any) -> str:
     if not hasattr(model, "to_hooked_transformer"):
         return "a plain HookedTransformer"
     tokens = sample_tokens(model)
-    with torch.inference_mode():
-        difference = (model(tokens) - model.to_hooked_transformer()(tokens)).abs().max().item()
-    if difference > 0:
+    with torch.no_grad():
+        expected = model.to_hooked_transformer()(tokens)
+        difference = (model(tokens) - expected).abs().max().item()
+    if not difference == 0:
         raise ValueError(f"logits differ from a plain HookedTransformer's by up to {difference:.3g}; must be 0")
-    return "logits equal those of a plain HookedTransformer (largest difference 0)"
+    with torch.inference_mode():
+        fused = (model(tokens) - expected).abs().max().item()
+    if not fused <= (most := 1e-3 * max(1.0, expected.abs().max().item())):
+        raise ValueError(f"fused attention changes logits by up to {fused:.3g}; must be at most {most:.3g}")
+    return (
+        f"logits equal those of a plain HookedTransformer (largest difference 0; {fused:.1e} with fused attention, "
+        "in inference mode)"
+    )
 
 
 def mask_counts(model: Any) -> str:

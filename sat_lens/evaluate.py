@@ -48,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--{name.replace('_', '-')} must be between 1 and {LARGEST[name]:,}; got {getattr(args, name)}"
             )
     from sat_lens.checkpoint import load_any
+    from sat_lens.distributed import is_main, launched
 
-    for name in args.checkpoints:
-        model = load_any(name, args.device)
-        found = {"checkpoint": Path(name).name, "corpus": Path(args.corpus).name}
-        found |= corpus_losses(model, args.corpus, args.max_tokens)
-        found |= ioi_accuracy(model, args.n)
-        sys.stdout.write(json.dumps(found) + "\n")
+    with launched(args.device) as device:
+        for name in args.checkpoints:
+            model = load_any(name, device)
+            found = {"checkpoint": Path(name).name, "corpus": Path(args.corpus).name}
+            found |= corpus_losses(model, args.corpus, args.max_tokens)
+            found |= ioi_accuracy(model, args.n)
+            if is_main():
+                sys.stdout.write(json.dumps(found) + "\n")
 
 
 def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
@@ -112,20 +115,23 @@ def overlapping_rows(packed: Any, length: int) -> "tuple[Tensor, Tensor, Tensor]
 
 
 def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, "Tensor"]:
-    """Summed loss of each row and stream, nats."""
+    """Summed loss of each row and stream, nats; under torchrun the ranks share the rows."""
     import torch
     import torch.nn.functional as F
 
     from sat_lens.activations import inference
+    from sat_lens.distributed import gather_rows, shard
 
-    parts: dict[str, list[Any]] = {stream: [] for stream in streams_of(model)}
+    mine = shard(len(tokens))
+    tokens, counts = tokens[mine.start : mine.stop], counts[mine.start : mine.stop]
+    parts: dict[str, list[Any]] = {stream: [torch.zeros(0, dtype=torch.float64)] for stream in streams_of(model)}
     for rows, mask in zip(tokens.split(batch_size), counts.split(batch_size), strict=True):
         rows, mask = rows.to(model.cfg.device), mask.to(model.cfg.device)
         with inference(model):
             for stream, logits in stream_logits(model, rows[:, :-1]).items():
                 losses = F.cross_entropy(logits.mT, rows[:, 1:], reduction="none") * mask
                 parts[stream].append(losses.cpu().double().sum(1))
-    return {stream: torch.cat(values) for stream, values in parts.items()}
+    return {stream: gather_rows(torch.cat(values).cpu()) for stream, values in parts.items()}
 
 
 def ioi_accuracy(model: Any, n: int, batch_size: int = 64) -> dict[str, Any]:
