@@ -23,6 +23,7 @@ from sat_lens.memory import available_bytes
 from sat_lens.presets import TrainingSettings
 
 CHUNK, CHUNK_ON_ACCELERATOR = 256, 8192  # tokens whose logits exist at a time, as in `sat_lens.fast`
+ESTIMATE_ERROR = 1.4  # a measured peak is at most this multiple of an estimate
 HOSTS_WITHOUT_BIAS = (None, "GPTNeoForCausalLM")  # as in `sat_lens.tying`
 NORM_PARAMETERS = {"LN": 2, "RMS": 1}
 STREAMS = ("clean", "ablated", "both")
@@ -109,16 +110,16 @@ def kept_activations(cfg: Any, ablation: SelfAblation) -> int:
     """Numbers a token that the fused path keeps for its backward pass.
 
     A clean layer keeps its input, both norms' outputs and the middle of the residual stream (4 d), q, k,
-    v and z (4 A), and neurons before and after the activation (2 M). An ablated one also keeps z of the
-    past and the masked z (6 A), the mask of z and the scores of the soft mask, but neurons only before
-    the activation, and of their mask, when it is hard, a byte.
+    v and z (4 A), and neurons before and after the activation (2 M). An ablated one keeps z of the
+    past besides (3 A), but neurons only before the activation (M), and the scores of the mask (A + M) and,
+    where it is soft, the mask.
     """
     d, width, neurons = cfg.d_model, _width(cfg), _neurons(cfg)
     clean = 4 * d + 2 * width + 2 * _kv_width(cfg) + 2 * neurons
     if ablation.mask == "none":
         return cfg.n_layers * clean + 2 * d
-    mask = neurons // _bytes(cfg) if ablation.forward == "hard" else neurons
-    ablated = 4 * d + 4 * width + 2 * _kv_width(cfg) + neurons + 2 * width + neurons + mask
+    kept = 2 * width + 2 * neurons if ablation.forward == "soft" else width + neurons  # scores, and soft masks
+    ablated = 4 * d + 3 * width + 2 * _kv_width(cfg) + neurons + kept
     return cfg.n_layers * (clean + ablated) + 4 * d
 
 

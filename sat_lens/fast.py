@@ -30,6 +30,12 @@ ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+def _same(x: Tensor) -> Tensor:
+    return x * 1
+
+
 CHUNK = 256  # tokens whose logits exist at a time on a CPU, where they then stay in its cache
 CHUNK_ON_ACCELERATOR = 8192
 
@@ -86,8 +92,11 @@ def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "b
         mask = chosen.pop(0)  # nothing here holds a mask longer than it must
         q, own_k, own_v = _qkv(block, _norm(block.ln1, ablated[-1]))
         z = OwnKeyAttention.apply(q, k, v, own_k, own_v, 1 / block.attn.attn_scale)
-        mid = ablated[-1] + _out(block, z.transpose(1, 2) * mask.attn)
-        ablated.append(mid + _mlp(block, _norm(block.ln2, mid), mask.mlp, hard))
+        attn, mlp, act = block.attn, block.mlp, ACTIVATIONS[block.cfg.act_fn]
+        z, channels = z.transpose(1, 2).flatten(-2), mask.attn.flatten(-2)
+        mid = ablated[-1] + _masked_out(z, channels, attn.W_O.flatten(0, 1), attn.b_O, _same, hard)
+        pre = _pre(block, _norm(block.ln2, mid))
+        ablated.append(mid + _masked_out(pre, mask.mlp, mlp.W_out, mlp.b_out, act, hard))
     ablated_final = _norm(model.ln_final, ablated[-1])
     ablated_loss = _loss(model, ablated_final, targets)
     return weighted(ablation, clean_loss, ablated_loss, ([*resid[1:], final], [*ablated[1:], ablated_final]))
@@ -110,39 +119,81 @@ def _out(block: nn.Module, z: Float[Tensor, "batch pos n_heads d_head"]) -> Tens
     return linear(z.flatten(-2), block.attn.W_O.flatten(0, 1).T, block.attn.b_O)
 
 
-def _mlp(block: nn.Module, x: Tensor, mask: Tensor | None = None, hard: bool = False) -> Tensor:
-    mlp, act = block.mlp, ACTIVATIONS[block.cfg.act_fn]
-    pre = linear(x, mlp.W_in.T, mlp.b_in)
-    if mask is None:
-        return linear(act(pre), mlp.W_out.T, mlp.b_out)
+def _mlp(block: nn.Module, x: Tensor) -> Tensor:
+    return linear(ACTIVATIONS[block.cfg.act_fn](_pre(block, x)), block.mlp.W_out.T, block.mlp.b_out)
+
+
+def _pre(block: nn.Module, x: Tensor) -> Float[Tensor, "batch pos d_mlp"]:
+    return linear(x, block.mlp.W_in.T, block.mlp.b_in)
+
+
+def _masked_out(
+    x: Float[Tensor, "batch pos unit"],
+    mask: Float[Tensor, "batch pos unit"],
+    weight: Float[Tensor, "unit d_model"],
+    bias: Float[Tensor, " d_model"],
+    act: Any,
+    hard: bool,
+) -> Float[Tensor, "batch pos d_model"]:
+    """(act(x) * mask) @ weight + bias."""
     if torch.is_autocast_enabled(x.device.type):
-        return linear(act(pre) * mask, mlp.W_out.T, mlp.b_out)
-    return _MaskedOut.apply(pre, mask, mlp.W_out, mlp.b_out, act, hard)
+        return linear(act(x) * mask, weight.T, bias)
+    return (_HardMaskedOut if hard else _SoftMaskedOut).apply(x, mask, weight, bias, act)
 
 
-class _MaskedOut(torch.autograd.Function):
-    """(act(pre) * mask) W_out + b_out, keeping `pre` and a hard mask's bits; the neurons are computed again."""
+class _SoftMaskedOut(torch.autograd.Function):
+    """Keeps `x` and the mask; act(x) is computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, act: Any, hard: bool) -> Tensor:
-        ctx.save_for_backward(pre, mask.bool() if hard else mask, weight)
+    def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, act: Any) -> Tensor:
+        ctx.save_for_backward(x, mask, weight)
         ctx.act = act
-        masked = act(pre).mul_(mask).flatten(0, -2)
-        return product(masked, weight.T, bias).view(*pre.shape[:-1], -1)
+        return product((act(x) * mask).flatten(0, -2), weight.T, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pre, mask, weight = ctx.saved_tensors
+        x, mask, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
-        of_masked = product(rows, weight).view_as(pre)
-        with torch.enable_grad():
-            pre = pre.detach().requires_grad_()
-            post = ctx.act(pre)
-        of_pre = torch.autograd.grad(post, pre, of_masked * mask)[0]
-        post = post.detach()
-        of_weight = weight_gradient((post * mask).flatten(0, -2), rows).T
-        return of_pre, of_masked.mul_(post), of_weight, rows.sum(0), None, None
+        of_masked = product(rows, weight).view_as(x)
+        activation, of_x = _with_gradient(ctx.act, x, of_masked * mask)
+        of_weight = weight_gradient((activation * mask).flatten(0, -2), rows).T
+        return of_x, of_masked.mul_(activation), of_weight, rows.sum(0), None
+
+
+class _HardMaskedOut(torch.autograd.Function):
+    """Keeps `x` and where the mask is 1. Only there is anything computed, but for the mask's own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, act: Any) -> Tensor:
+        winners = mask.flatten().nonzero().squeeze(1)
+        ctx.save_for_backward(x, winners, weight)
+        ctx.act = act
+        masked = _placed(act(x.take(winners)), winners, x)
+        return product(masked.flatten(0, -2), weight.T, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, winners, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        of_masked = product(rows, weight).view_as(x)
+        activation, of_x = _with_gradient(ctx.act, x.take(winners), of_masked.take(winners))
+        of_weight = weight_gradient(_placed(activation, winners, x).flatten(0, -2), rows).T
+        return _placed(of_x, winners, x), of_masked.mul_(ctx.act(x)), of_weight, rows.sum(0), None
+
+
+def _placed(values: Float[Tensor, " winner"], winners: Int[Tensor, " winner"], like: Tensor) -> Tensor:
+    """Zeros but for the values at the winners' places."""
+    return like.new_zeros(like.numel()).index_copy_(0, winners, values).view(like.shape)
+
+
+def _with_gradient(act: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """act(x), and the gradient of x where that of act(x) is `grad`."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        activation = act(x)
+    return activation.detach(), torch.autograd.grad(activation, x, grad)[0]
 
 
 def _loss(model: nn.Module, x: Float[Tensor, "batch pos d_model"], targets: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", choices=tuple(PRESETS))
     p.add_argument("--seed", type=int)
     p.add_argument("--out", type=Path, help="run folder")
+    p.add_argument("--init-from", help="begin with the weights of this checkpoint; the optimizer and schedule are new")
     p.add_argument("--device")
     p.add_argument("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
     p.add_argument("--precision", choices=PRECISIONS, help="fp32, or bf16: products by autocast (fp32)")
@@ -82,6 +83,7 @@ DEFAULTS = {
     "k_mlp": 4,
     "preset": "cpu",
     "seed": 0,
+    "init_from": None,
     "device": "cpu",
     "resume": False,
     "log_to": None,
@@ -193,7 +195,9 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
     """Text, tokenizer, model and loop of a run."""
     import torch
 
-    from sat_lens.distributed import is_main, main_first
+    from sat_lens.cost import ESTIMATE_ERROR, training_memory
+    from sat_lens.distributed import is_main, main_first, world_size
+    from sat_lens.memory import require
     from sat_lens.model import SelfAblatingTransformer
     from sat_lens.packing import PackingError, packed
     from sat_lens.presets import host_config
@@ -203,6 +207,9 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
 
     tokenizer = load_tokenizer(chosen["tokenizer"])
     host = host_config(chosen["preset"], len(tokenizer), chosen["device"])
+    rows = -(-settings.batch_size // world_size())
+    needed = ESTIMATE_ERROR * training_memory(host, ablation, rows).total
+    require(needed, f"training with batch {settings.batch_size}", chosen["device"], "lower --batch-size")
     texts = {"tokenizer": tokenizer, "cache": chosen["cache"], "progress": is_main() and not chosen["quiet"]}
     own = chosen["held_out"] is None
     with main_first():
@@ -221,6 +228,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
     torch.manual_seed(settings.seed)
     model = SelfAblatingTransformer(host, ablation=ablation)
     model.tokenizer = tokenizer
+    begun = take_weights(model, chosen["init_from"]) if chosen["init_from"] else {}
     train.check_vocabulary(host.d_vocab)
     evaluation = held_out.evaluation(host.n_ctx + 1)
     return Trainer(
@@ -230,7 +238,7 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
         (evaluation.tokens[: settings.eval_rows], evaluation.mask[: settings.eval_rows, 1:]),
         chosen["out"],
         described={
-            "training": {"preset": chosen["preset"], "command": command_line(chosen)},
+            "training": {"preset": chosen["preset"], "command": command_line(chosen), **begun},
             "data": {
                 "corpus": _names(chosen["corpus"]),
                 "n_tokens": train.n_tokens,
@@ -241,6 +249,27 @@ def prepare(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSe
         on_log=run_log(chosen["log_to"], chosen["out"], ablation.to_dict()) if chosen["log_to"] and is_main() else None,
         fsdp=chosen["fsdp"],
     )
+
+
+def take_weights(model: Any, name: str) -> dict[str, Any]:
+    """Put the weights of a checkpoint into the model; its name, its hash and the tokens that it has seen.
+
+    Raises:
+        ValueError: weights of other names or shapes than the model's.
+    """
+    from sat_lens.checkpoint import checkpoint_hash, load, read_config, resolve
+
+    folder = resolve(name)
+    weights, ours = load(folder).state_dict(), model.state_dict()
+    for key in sorted(weights.keys() ^ ours.keys()):
+        raise ValueError(f"--init-from must be a checkpoint of the same model; {key} is only in one of the two")
+    for key, value in weights.items():
+        if value.shape != ours[key].shape:
+            shapes = f"{tuple(value.shape)} there, {tuple(ours[key].shape)} here"
+            raise ValueError(f"--init-from must be a checkpoint of the same model; {key} is {shapes}")
+    model.load_state_dict(weights)
+    seen = read_config(folder)["training"].get("tokens_seen")
+    return {"init_from": Path(name).name, "init_sha256": checkpoint_hash(folder), "tokens_seen_before": seen}
 
 
 def ioi_probe(tokenizer: Any) -> dict[str, Callable[[Any], float]]:

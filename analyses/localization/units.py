@@ -26,7 +26,9 @@ from analyses.localization.replay import (
 from analyses.result import Result
 from analyses.statistics import bootstrap_interval, holm, share_interval, sign_flip_p_value
 from sat_lens.ablate import Ablation, mean, mean_activations, resample, zero
+from sat_lens.cache_size import cache_bytes
 from sat_lens.distributed import dealt, sum_over_ranks, world_size
+from sat_lens.memory import require
 from sat_lens.tasks import Task
 
 SITE_OF: dict[str, Site] = {"head": "attn", "channel": "attn", "neuron": "mlp"}
@@ -102,6 +104,9 @@ def unit_effects(
         if value not in CHOICES[name]:
             raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}; got {value!r}")
     kinds = _checked_kinds(model, task, units, stream)
+    pos = int(task.lengths.max())
+    kept = cache_bytes(model.cfg, batch=min(batch, task.n), pos=pos, stream=stream) + memory_mb * 2**20
+    require(kept, f"a batch of {batch} prompts of {pos} tokens", str(model.cfg.device), "lower batch (--n)")
     with torch.no_grad(), fused_activations(model):  # no_grad: TransformerLens may cache tensors on the way
         means = _means(model, task, stream, positions, reference) if ablation == "mean" else {}
         before, after = _measure(model, task, kinds, ablation, means, stream, positions, batch, memory_mb, progress)

@@ -500,3 +500,23 @@ def test_a_run_stopped_before_its_first_checkpoint_resumes_from_the_beginning(tm
     assert "nothing to resume in stopped: starting from the beginning" in capsys.readouterr().err
     left, right = (load(folder).state_dict() for folder in ("undisturbed", "stopped"))
     assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_training_can_begin_with_the_weights_of_a_checkpoint(tmp_path, monkeypatch):
+    from sat_lens.checkpoint import checkpoint_hash, load, read_config
+    from sat_lens.train import main
+
+    monkeypatch.chdir(tmp_path)
+    base = ["--corpus", "stories", "--max-tokens", "20000", "--eval-rows", "2", "--batch-size", "2", "--quiet"]
+    main([*base, "--mask", "local", "--steps", "2", "--out", "first"])
+    main([*base, "--mask", "local", "--steps", "1", "--lr", "1e-9", "--init-from", "first/last", "--out", "second"])
+    first, second = load("first/last").state_dict(), load("second/last").state_dict()
+    assert all((second[key] - value).abs().max() < 1e-7 for key, value in first.items())
+    entry = read_config(tmp_path / "second" / "last")["training"]
+    assert entry["init_sha256"] == checkpoint_hash("first/last") and entry["init_from"] == "last"
+    assert entry["tokens_seen_before"] == 2 * 2 * 128 and "--init-from last" in entry["command"]
+    with pytest.raises(ValueError, match="only in one of the two"):
+        main([*base, "--mask", "none", "--steps", "1", "--init-from", "first/last", "--out", "third"])
+    with pytest.raises(ValueError, match="needs about .* lower --batch-size"):
+        main([*base, "--batch-size", "999999", "--steps", "1", "--out", "fourth"])
+    assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
