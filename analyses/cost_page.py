@@ -41,7 +41,9 @@ def cost_page(curves: Mapping[str, Any]) -> str:
         "price of at least 0. All sizes but the one on the x axis are those of the base. Points: medians of "
         "interleaved repetitions; lines: the fit.</p>\n"
     )
-    made = pairs_html("Measured on", {**curves["machine"], "date": curves["date"]})
+    machine = {**curves["machine"], "date": curves["date"]}
+    rate = f"{machine.pop('matmul_flops') / 1e9:,.0f} GFLOP/s, float32 products of large squares"
+    made = pairs_html("Measured on", {**machine, "rate": rate})
     return document("Cost curves", intro + made + pairs_html("Base", curves["base"]) + "".join(parts))
 
 

@@ -5,6 +5,7 @@ The seconds of a step on the fused path are a sum of what it does, each with a p
     steps             1, whatever the size
     product_flops     FLOPs of linear maps, forward and backward
     attention_flops   FLOPs of scores and mixed values, likewise
+    patterns          entries of the attention patterns, each an exponential
     logits            tokens x ids, once a stream
     activations       numbers kept for the backward pass: norms, activation functions, masks, sums
     scores            relevance scores among which winners are sought
@@ -51,6 +52,7 @@ def step_terms(cfg: Any, ablation: SelfAblation, batch: int, pos: int | None = N
         "steps": 1.0,
         "product_flops": tokens * (flops - attention),
         "attention_flops": tokens * attention,
+        "patterns": tokens * streams * cfg.n_layers * cfg.n_heads * ((pos or cfg.n_ctx) + 1) / 2,
         "logits": float(tokens * streams * cfg.d_vocab_out),
         "activations": float(tokens * cost.kept_activations(cfg, ablation)),
         "scores": float(tokens * cfg.n_layers * cost.scored_units(cfg, ablation)),

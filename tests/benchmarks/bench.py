@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from arms import ARMS, MASKS, NEW_TOKENS, PLAIN, SIZES, config, warm_up
-from curves import write_curves
+from curves import refit, write_curves
 from measure import interleaved_seconds, peak_bytes, spread
 
 from sat_lens import SelfAblation, cost
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="only arms whose names hold this text (and the plain step)")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--curves", action="store_true", help="measure and fit cost curves instead")
+    parser.add_argument("--refit", action="store_true", help="fit the stored measurements of the curves anew")
     parser.add_argument("--small", action="store_true", help="with --curves: the smallest sizes, to try it")
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder for the curves' JSON")
     parser.add_argument("--page", type=Path, default=Path("results/cost_curves.html"))
@@ -44,6 +45,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.curves:
         write_curves(args.out / "cost_curves.json", args.page, args.threads, args.rounds, args.small)
+        return
+    if args.refit:
+        refit(args.out / "cost_curves.json", args.page)
         return
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     sys.stdout.write(f"{machine_kind()}; {args.threads} threads; torch {torch.__version__}; {date}\n")

@@ -44,9 +44,22 @@ def write_curves(json_path: Path, page_path: Path, n_threads: int, rounds: int, 
         "machine": dataclasses.asdict(machine),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "base": {"training": BASE, "localization": LOCALIZATION_BASE},
-        "fits": fits(points),
         "points": points,
     }
+    _write(curves, json_path, page_path)
+
+
+def refit(json_path: Path, page_path: Path) -> None:
+    """Fit what was measured anew: after a change of terms."""
+    curves = json.loads(json_path.read_text(encoding="utf-8"))
+    for point in curves["points"]:
+        if "training_seconds" in point["terms"]:
+            point["terms"] = training_point(point["axis"], point["x"], point["arm"], point["size"])["terms"]
+    _write(curves, json_path, page_path)
+
+
+def _write(curves: dict[str, Any], json_path: Path, page_path: Path) -> None:
+    curves["fits"] = fits(curves["points"])
     add_fitted(curves)
     write_whole(json_path, json.dumps(curves, indent=1) + "\n")
     write_whole(page_path, cost_page(curves))
