@@ -133,6 +133,20 @@ class Graph:
                 alive |= members[:, self.destinations_of_source[i]].any(1)
         return alive
 
+    def reached_sources(self, members: Bool[np.ndarray, "source destination"]) -> Bool[np.ndarray, " source"]:
+        """Which sources a path of the circuit leads to from the input."""
+        reached = np.zeros(len(self.sources), dtype=bool)
+        reached[0] = True
+        for i, columns in enumerate(self.destinations_of_source):
+            if len(columns):
+                reached[i] = (members[:, columns] & reached[:, None]).any()
+        return reached
+
+    def live_destinations(self, alive: Bool[np.ndarray, " source"]) -> Bool[np.ndarray, " destination"]:
+        """The logits, and what the `alive` sources' nodes read."""
+        found = [not len(nodes) or bool(alive[nodes].any()) for nodes in self.sources_of_destination]
+        return np.array(found)
+
     def edge_name(self, source: int, destination: int) -> str:
         """As MIB names it: `a0.h1->m3`, `input->a0.h0<q>`."""
         return f"{self.sources[source].name}->{self.destinations[destination].name}"
