@@ -1,6 +1,7 @@
 """Several processes for one question: which rank this is, its share of the work, sums and rows over all ranks.
 
-Start any command that uses it with `torchrun --nproc-per-node N -m COMMAND ...`. The pattern:
+Start any command that uses it with `torchrun --nproc-per-node N -m COMMAND -- ...` (without the `--`
+torchrun takes `--n` as an abbreviation of its own options). The pattern:
 
     with launched(device) as device:                       # joins the other processes
         for row in shard(len(found)): found[row] = ...     # this rank's rows of zeros; or: for x in dealt(things)
