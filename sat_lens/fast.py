@@ -30,12 +30,6 @@ ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
 }
-
-
-def _same(x: Tensor) -> Tensor:
-    return x * 1
-
-
 CHUNK = 256  # tokens whose logits exist at a time on a CPU, where they then stay in its cache
 CHUNK_ON_ACCELERATOR = 8192
 
@@ -125,6 +119,11 @@ def _mlp(block: nn.Module, x: Tensor) -> Tensor:
 
 def _pre(block: nn.Module, x: Tensor) -> Float[Tensor, "batch pos d_mlp"]:
     return linear(x, block.mlp.W_in.T, block.mlp.b_in)
+
+
+def _same(x: Tensor) -> Tensor:
+    """The activation function of z: none. A tensor of its own, as the others give."""
+    return x * 1
 
 
 def _masked_out(
