@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sat_lens.checkpoint import WEIGHTS, checkpoint_hash
+from sat_lens.checkpoint import WEIGHTS, checkpoint_hash, read_config, resolve
 from sat_lens.distributed import world_size
 from sat_lens.files import sha256_file
 from sat_lens.precision import uses_tf32
@@ -34,6 +34,7 @@ def provenance(model: Any, checkpoint: str, *, seed: int, command: Sequence[str]
             for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "act_fn")
         },
         "ablation": None if ablation is None else ablation.to_dict(),
+        "training": training(checkpoint),
         "seed": seed,
         "device": str(cfg.device),
         "dtype": str(cfg.dtype).removeprefix("torch."),
@@ -45,6 +46,16 @@ def provenance(model: Any, checkpoint: str, *, seed: int, command: Sequence[str]
         "command": shlex.join(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def training(checkpoint: str) -> dict[str, Any]:
+    """Seed and tokens of the training that made a checkpoint folder; empty for other kinds of checkpoint."""
+    try:
+        recorded = read_config(resolve(checkpoint)).get("training")
+    except (OSError, ValueError):  # a .bin, or a model that TransformerLens knows
+        return {}
+    known = recorded if isinstance(recorded, dict) else {}
+    return {key: known[key] for key in ("seed", "step", "tokens_seen") if key in known}
 
 
 def checkpoint_sha256(model: torch.nn.Module, checkpoint: str) -> tuple[str, str]:
