@@ -32,13 +32,8 @@ def test_a_row_a_model_and_metric():
 
 
 def long(arms):
-    return pd.DataFrame(
-        [
-            {"arm": arm, "metric": "m", "value": v, "seed": i}
-            for arm, values in arms.items()
-            for i, v in enumerate(values)
-        ]
-    )
+    rows = [(arm, "m", v, seed) for arm, values in arms.items() for seed, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["arm", "metric", "value", "seed"])
 
 
 def test_three_seeds_against_three_by_hand():
