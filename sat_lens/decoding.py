@@ -76,7 +76,7 @@ class Decoder:
         model = self.model
         clean = self._last_position(new)
         y = clean.resid_pre[0]
-        for block, k, v, mask in zip(model.blocks, clean.k, clean.v, model._masks(clean), strict=True):
+        for block, k, v, mask in zip(model.blocks, clean.k, clean.v, model.masks_of(clean), strict=True):
             y = ablated_step(block, y, k, v, mask)
         if model.cfg.normalization_type is not None:
             y = apply_norm(model.ln_final, y)

@@ -191,8 +191,8 @@ class SelfAblatingTransformer(HookedTransformer):
         if return_type not in ("logits", "loss"):
             raise ValueError(f"stream={stream!r} returns 'logits' or 'loss'; got return_type={return_type!r}")
         tokens = self._tokens(input, prepend_bos)
-        clean = self._clean_stream(tokens, "logits" if stream == "both" else None)
-        ablated = self._ablated_stream(clean, self._masks(clean)).logits
+        clean = self.clean_stream(tokens, "logits" if stream == "both" else None)
+        ablated = self.ablated_stream(clean, self.masks_of(clean)).logits
 
         def returned(logits: Tensor) -> Tensor:
             return logits if return_type == "logits" else self.loss_fn(logits, tokens, per_token=loss_per_token)
@@ -215,11 +215,11 @@ class SelfAblatingTransformer(HookedTransformer):
         tokens, targets = self._tokens(tokens, None), targets.to(self.cfg.device)
         if fast.applies(self):
             return fast.losses(self, tokens, targets)
-        clean = self._clean_stream(tokens, "logits")
+        clean = self.clean_stream(tokens, "logits")
         clean_loss = cross_entropy(clean.output, targets)
         if self.ablation.mask == "none":
             return Losses(clean_loss, clean_loss)
-        ablated = self._ablated_stream(clean, self._masks(clean))
+        ablated = self.ablated_stream(clean, self.masks_of(clean))
         return weighted(
             self.ablation,
             clean_loss,
@@ -257,8 +257,15 @@ class SelfAblatingTransformer(HookedTransformer):
             raise ValueError(f"a sequence must have at most {self.cfg.n_ctx} tokens (n_ctx); got {tokens.shape[1]}")
         return tokens
 
-    def _clean_stream(self, tokens: Int[Tensor, "batch pos"], return_type: str | None) -> CleanStream:
-        """One pass of HookedTransformer, and what its hook points let through (edits included)."""
+    def clean_stream(self, tokens: Int[Tensor, "batch pos"], return_type: str | None = None) -> CleanStream:
+        """One pass of HookedTransformer, and what its hook points let through (edits included).
+
+        With `masks_of` and `ablated_stream` the three steps of a pass, for whoever wants to change what goes
+        from one to the next: other masks, another start, other keys and values.
+
+        Args:
+            return_type: of `output`: "logits", "loss", or None for none.
+        """
         points: dict[Any, nn.Module] = {}
         for layer, block in enumerate(self.blocks):
             points["resid_pre", layer] = block.hook_resid_pre
@@ -272,8 +279,8 @@ class SelfAblatingTransformer(HookedTransformer):
         lists = [[seen[name, layer] for layer in range(self.cfg.n_layers)] for name in CleanStream._fields[:4]]
         return CleanStream(*lists, seen.get("final", lists[1][-1]), output)
 
-    def _masks(self, clean: CleanStream) -> list[LayerUnits]:
-        """Relevance, its hooks, k winners, their hooks."""
+    def masks_of(self, clean: CleanStream) -> list[LayerUnits]:
+        """The masks that the clean stream chooses, a layer each: relevance, its hooks, k winners, their hooks."""
         if self.ablation.mask == "none":
             raise ValueError("this model has no mask (ablation.mask is 'none'): only stream='clean' exists")
         inputs, final = clean.resid_pre, clean.final
@@ -284,7 +291,8 @@ class SelfAblatingTransformer(HookedTransformer):
         scores = _hooked(self.blocks, "hook_relevance", self.gates(inputs, final))
         return _hooked(self.blocks, "hook_mask", masks(scores, self.ablation, self.cfg.d_head))
 
-    def _ablated_stream(self, clean: CleanStream, masks: list[LayerUnits]) -> AblatedStream:
+    def ablated_stream(self, clean: CleanStream, masks: list[LayerUnits]) -> AblatedStream:
+        """The ablated stream under any masks; it starts from `clean.resid_pre[0]` and reads `clean.k` and `clean.v`."""
         y = clean.resid_pre[0]
         resid_post = []
         for block, k, v, mask in zip(self.blocks, clean.k, clean.v, masks, strict=True):

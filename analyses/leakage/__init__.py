@@ -1,0 +1,1 @@
+"""Does the mask tell the next token? See `python -m analyses.leakage --help`."""
