@@ -15,6 +15,9 @@ from typing import Any
 from sat_lens.commands import Parser, command_parser
 from sat_lens.devices import check_device, known_device
 
+COMPARED = "arms"
+"""Folder of what compares several checkpoints."""
+
 HEAD = 10
 """Rows of the table that stdout shows."""
 
@@ -58,13 +61,15 @@ def result_names(checkpoints: Sequence[str]) -> list[str]:
     """A folder name for each checkpoint: the last part of its path, without `.bin`.
 
     Raises:
-        ValueError: two checkpoints would write to one folder.
+        ValueError: two checkpoints, or one and the comparison, would write to one folder.
     """
     names = []
     for checkpoint in checkpoints:
         path = Path(checkpoint)
         name = (path if path.name and path.name != ".." else path.resolve()).name
         names.append(name.removesuffix(".bin") or "checkpoint")
+    if COMPARED in names:
+        raise ValueError(f"a checkpoint named {COMPARED!r} would be overwritten by the comparison; rename it")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"checkpoints need different names; {repeated[0]} comes twice; ask for one at a time")
     return names
@@ -84,6 +89,8 @@ def answer(
     analyse: Callable[[Any, argparse.Namespace], Any],
     figures: Callable[[Any], Mapping[str, Any]],
     argv: Sequence[str] | None = None,
+    compare: Callable[[Sequence[Any]], Any] | None = None,
+    compared_figures: Callable[[Any], Mapping[str, Any]] = lambda result: {},
 ) -> None:
     """Ask the question of each checkpoint, and write and print what comes.
 
@@ -93,6 +100,9 @@ def answer(
         analyse: from a model and the arguments to a Result.
         figures: from a Result to its figures by file name.
         argv: the command line, for the record; None: the process's own.
+        compare: from the Results of several checkpoints to one that compares them, which goes to the folder
+            `arms` beside theirs; not asked for one checkpoint.
+        compared_figures: from that Result to its figures.
     """
     names = result_names(args.checkpoints)
     if args.out.exists() and not args.out.is_dir():
@@ -100,6 +110,7 @@ def answer(
     for checkpoint in args.checkpoints:
         refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
+    found = []
     with joined(args):
         for checkpoint, name in zip(args.checkpoints, names, strict=True):
             with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
@@ -107,10 +118,17 @@ def answer(
                 result = analyse(model, args)
             if is_main():
                 result = with_provenance(result, model, checkpoint, args.seed, command)
-                folder = args.out / question / name
-                write_result(result, figures(result), folder, static=args.static)
-                sys.stdout.write(f"{result.to_json()}\n" if args.json else summary(result, folder))
-                sys.stdout.flush()
+                found.append(result)
+                show(result, figures, args.out / question / name, args)
+    if compare is not None and len(found) > 1:
+        show(compare(found), compared_figures, args.out / question / COMPARED, args)
+
+
+def show(result: Any, figures: Callable[[Any], Mapping[str, Any]], folder: Path, args: argparse.Namespace) -> None:
+    """Write a result with its figures, and print it."""
+    write_result(result, figures(result), folder, static=args.static)
+    sys.stdout.write(f"{result.to_json()}\n" if args.json else summary(result, folder))
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager

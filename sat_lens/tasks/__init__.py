@@ -1,39 +1,44 @@
-"""Tasks that circuits are looked for in: `ioi`, and auto-circuit JSON or EAP-IG CSV files by path."""
+"""Tasks that circuits are looked for in: by name (`names.TASKS`), or auto-circuit JSON and EAP-IG CSV files by path.
 
-import random
-from pathlib import Path
-from typing import Any
+torch is not imported before one of the names below is asked for, so that `sat_lens.tasks.names` costs
+a command line nothing. How well a model does a task: `sat_lens.tasks.performance`.
+"""
 
-from sat_lens.tasks.files import READERS, task_from_file
-from sat_lens.tasks.ioi import Split, ioi_task
-from sat_lens.tasks.task import Task, TaskError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Task", "TaskError", "ioi_task", "load_task", "task_from_file"]
+if TYPE_CHECKING:
+    from sat_lens.tasks.agreement import agreement_task as agreement_task
+    from sat_lens.tasks.files import task_from_file as task_from_file
+    from sat_lens.tasks.gendered_pronoun import gendered_pronoun_task as gendered_pronoun_task
+    from sat_lens.tasks.greater_than import greater_than_task as greater_than_task
+    from sat_lens.tasks.induction import induction_task as induction_task
+    from sat_lens.tasks.ioi import ioi_task as ioi_task
+    from sat_lens.tasks.load import load_task as load_task
+    from sat_lens.tasks.repeated_name import repeated_name_task as repeated_name_task
+    from sat_lens.tasks.task import Task as Task
+    from sat_lens.tasks.task import TaskError as TaskError
+
+_HOMES = {
+    "Task": "task",
+    "TaskError": "task",
+    "agreement_task": "agreement",
+    "gendered_pronoun_task": "gendered_pronoun",
+    "greater_than_task": "greater_than",
+    "induction_task": "induction",
+    "ioi_task": "ioi",
+    "load_task": "load",
+    "repeated_name_task": "repeated_name",
+    "task_from_file": "files",
+}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def load_task(
-    name_or_path: str | Path, tokenizer: Any, *, n: int = 256, seed: int = 0, split: Split = "held_out"
-) -> Task:
-    """The task of that name, or of that file.
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sat_lens.tasks' has no attribute {name!r}")
+    return getattr(import_module(f"sat_lens.tasks.{_HOMES[name]}"), name)
 
-    Args:
-        name_or_path: `ioi`, or a file that ends in .json or .csv.
-        tokenizer: a transformers tokenizer, as `model.tokenizer`.
-        n: prompts; a longer file is sampled without replacement, its order kept; a shorter one is
-            taken whole.
-        seed: of the prompts, or of the sample.
-        split: pairs of names of `ioi`; a file has no splits.
 
-    Raises:
-        TaskError: an unknown name, or a file that is not a task.
-    """
-    if tokenizer is None:
-        raise TaskError("a task needs the model's tokenizer; this model has none")
-    if not 1 <= n <= 1_000_000:
-        raise TaskError(f"n must be at least 1 prompt and at most 1,000,000; got {n}")
-    if str(name_or_path) == "ioi":
-        return ioi_task(tokenizer, n=n, seed=seed, split=split)
-    if Path(name_or_path).suffix.lower() not in READERS:
-        raise TaskError(f"a task is ioi, or a file that ends in {' or '.join(READERS)}; got {str(name_or_path)!r}")
-    task = task_from_file(name_or_path, tokenizer)
-    return task if task.n <= n else task.subset(sorted(random.Random(seed).sample(range(task.n), n)))
+def __dir__() -> list[str]:
+    return sorted(__all__)

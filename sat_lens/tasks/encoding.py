@@ -1,4 +1,4 @@
-"""Prompts to tokens: the beginning-of-text token, answers as continuations, padding on the right."""
+"""Prompts to tokens: the beginning of the text, answers as continuations, words as columns, padding on the right."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +33,37 @@ def continuation_ids(prompt: str, answer: str, tokenizer: Any) -> list[int]:
     if whole[: len(before)] != before or len(whole) == len(before):
         raise TaskError(f"{answer!r} must continue {prompt[-40:]!r} as tokens of its own; it does not")
     return whole[len(before) :]
+
+
+def column_at(text: str, place: int, ids: Sequence[int], tokenizer: Any) -> int | None:
+    """Column in `ids`, the tokens of `text`, of the word that begins at character `place`; None inside a token."""
+    prefix = start_ids(tokenizer) + text_ids(text[:place].rstrip(" "), tokenizer)
+    return len(prefix) if list(ids[: len(prefix)]) == prefix and len(prefix) < len(ids) else None
+
+
+def words_of_one_length(words: Sequence[str], tokenizer: Any, fewest: int, task: str) -> dict[str, int]:
+    """Words of equally many ids after a space, each with its first id; single ids if at least `fewest` are.
+
+    Otherwise the length that most words have.
+
+    Raises:
+        TaskError: fewer than `fewest` of any length.
+    """
+    by_length: dict[int, dict[str, int]] = {}
+    for word in words:
+        try:
+            ids = continuation_ids("said to", f" {word}", tokenizer)
+        except TaskError:
+            continue
+        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids:
+            by_length.setdefault(len(ids), {})[word] = ids[0]
+    for length in sorted(by_length, key=lambda length: (length != 1, -len(by_length[length]))):
+        if len(by_length[length]) >= fewest:
+            return by_length[length]
+    raise TaskError(
+        f"{task} needs at least {fewest} names that the tokenizer splits into equally many ids; got at most "
+        f"{max(map(len, by_length.values()), default=0)}; read a task from a file instead"
+    )
 
 
 def right_padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "n pos"]:

@@ -11,21 +11,25 @@ the pairs of names are ones that its stories never put side by side.
 import random
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from sat_lens.stories import IOI_TEMPLATES, NAMES, OBJECTS, PLACES, is_held_out_pair
-from sat_lens.tasks.encoding import continuation_ids, start_ids, task_from_ids, text_ids
+from sat_lens.tasks.encoding import (
+    column_at,
+    continuation_ids,
+    start_ids,
+    task_from_ids,
+    text_ids,
+    words_of_one_length,
+)
+from sat_lens.tasks.pairs import TRIES, checked
 from sat_lens.tasks.task import Task, TaskError
 
-Split = Literal["held_out", "train"]
-Counterfactual = Literal["fresh", "swap"]
-
 _FEWEST_NAMES = 5  # two of the prompt and three fresh ones
-_TRIES = 200
 
 
 def ioi_task(
-    tokenizer: Any, *, n: int = 256, seed: int = 0, split: Split = "held_out", corrupt: Counterfactual = "fresh"
+    tokenizer: Any, *, n: int = 256, seed: int = 0, split: str = "held_out", corrupt: str | None = None
 ) -> Task:
     """`n` prompts, a pure function of the arguments.
 
@@ -38,16 +42,16 @@ def ioi_task(
         n: prompts; an odd number has one ABBA more than BABA.
         seed: any integer.
         split: `held_out` (pairs that never meet in `sat_lens.stories`) or `train` (the others).
-        corrupt: `fresh` (three other names: "A B .. B" -> "X Y .. Z") or `swap` (the other name acts,
-            so that the answer flips).
+        corrupt: `fresh` (three other names: "A B .. B" -> "X Y .. Z"), or a minimal pair, one name changed:
+            `swap` (the other one acts, so that the answer flips), or a third name for the receiver (`io`), for
+            the first (`s1`) or for the second mention of the actor (`s2`). See `names.CORRUPTIONS`.
 
     Raises:
         TaskError: too few usable names, or no prompt that the tokenizer splits evenly.
     """
-    if n < 1:
-        raise TaskError(f"n must be at least 1 prompt; got {n}")
-    if split not in ("held_out", "train") or corrupt not in ("fresh", "swap"):
-        raise TaskError(f"split is held_out or train, corrupt fresh or swap; got {split!r} and {corrupt!r}")
+    corrupt = checked("ioi", n, corrupt)
+    if split not in ("held_out", "train"):
+        raise TaskError(f"split is held_out or train; got {split!r}")
     draw = random.Random(seed)
     names = usable_names(tokenizer)
     orders = [i % 2 == 0 for i in range(n)]
@@ -61,25 +65,11 @@ def ioi_task(
 
 def usable_names(tokenizer: Any) -> dict[str, int]:
     """Names of one length in tokens, each with its first id; single ids if there are enough of them."""
-    by_length: dict[int, dict[str, int]] = {}
-    for name in NAMES:
-        try:
-            ids = continuation_ids("said to", f" {name}", tokenizer)
-        except TaskError:
-            continue
-        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids:
-            by_length.setdefault(len(ids), {})[name] = ids[0]
-    for length in sorted(by_length, key=lambda length: (length != 1, -len(by_length[length]))):
-        if len(by_length[length]) >= _FEWEST_NAMES:
-            return by_length[length]
-    raise TaskError(
-        f"ioi needs at least {_FEWEST_NAMES} names that the tokenizer splits into equally many ids; got at most "
-        f"{max(map(len, by_length.values()), default=0)}; read a task from a file instead"
-    )
+    return words_of_one_length(NAMES, tokenizer, _FEWEST_NAMES, "ioi")
 
 
 def _prompt(
-    abba: bool, names: dict[str, int], tokenizer: Any, draw: random.Random, split: Split, corrupt: Counterfactual
+    abba: bool, names: dict[str, int], tokenizer: Any, draw: random.Random, split: str, corrupt: str
 ) -> tuple[str, list[int], list[int], tuple[int, int], dict[str, int]]:
     """Text, clean ids, corrupt ids, (answer, wrong answer), positions, of the first draw that fits."""
     for pair in _pairs(names, draw, split):
@@ -89,17 +79,26 @@ def _prompt(
         words = {"PLACE": draw.choice(PLACES), "OBJECT": draw.choice(OBJECTS)}
         template = draw.choice(IOI_TEMPLATES)
         text = template.format(A=a, B=b, S=s, **words)
-        x, y, z = fresh if corrupt == "fresh" else (a, b, io)
+        x, y, z = _changed(a, b, io, s, fresh, corrupt)
         clean, other = (
             start_ids(tokenizer) + text_ids(t, tokenizer) for t in (text, template.format(A=x, B=y, S=z, **words))
         )
         at = _name_positions(text, io, s, clean, tokenizer)
         if at is not None and len(clean) == len(other) and _continues(text, io, s, names, tokenizer):
             return text, clean, other, (names[io], names[s]), at
-    raise TaskError(f"no {split} prompt in {_TRIES} draws that the tokenizer splits evenly; try another split")
+    raise TaskError(f"no {split} prompt in {TRIES} draws that the tokenizer splits evenly; try another split")
 
 
-def _pairs(names: dict[str, int], draw: random.Random, split: Split) -> Iterator[tuple[str, str]]:
+def _changed(a: str, b: str, io: str, s: str, fresh: list[str], corrupt: str) -> tuple[str, str, str]:
+    """First and second name and actor of the counterfactual."""
+    if corrupt == "fresh":
+        return fresh[0], fresh[1], fresh[2]
+    gone = {"io": io, "s1": s}.get(corrupt)
+    one, two = (fresh[0] if name == gone else name for name in (a, b))
+    return one, two, {"swap": io, "s2": fresh[0]}.get(corrupt, s)
+
+
+def _pairs(names: dict[str, int], draw: random.Random, split: str) -> Iterator[tuple[str, str]]:
     """Pairs of the split whose first ids differ, at random and in either order."""
     known = sorted(names)
     pairs = [
@@ -110,19 +109,19 @@ def _pairs(names: dict[str, int], draw: random.Random, split: Split) -> Iterator
     ]
     if not pairs:
         raise TaskError(f"none of the {len(known)} usable names form a {split} pair; try another split")
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         yield draw.choice(pairs)
 
 
 def _name_positions(text: str, io: str, s: str, ids: list[int], tokenizer: Any) -> dict[str, int] | None:
     """Columns of the first ids of IO, S1 and S2, or None where a prefix is split otherwise."""
-    at = {}
     places = [*re.finditer(rf"\b{io}\b", text), *re.finditer(rf"\b{s}\b", text)]
+    at = {}
     for key, match in zip(("IO", "S1", "S2"), places, strict=True):
-        prefix = start_ids(tokenizer) + text_ids(text[: match.start()].rstrip(" "), tokenizer)
-        if ids[: len(prefix)] != prefix:
+        column = column_at(text, match.start(), ids, tokenizer)
+        if column is None:
             return None
-        at[key] = len(prefix)
+        at[key] = column
     return at
 
 
