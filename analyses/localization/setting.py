@@ -125,7 +125,7 @@ class Setting:
     def with_other(self, contrasts: list[Contrast], ablation: str) -> "Setting":
         """The same prompts with cut edges that carry something else; one contrast a group."""
         groups = [
-            dataclasses.replace(group, contrast=other, other=_other_logits(other))
+            dataclasses.replace(group, contrast=other, other=_other_logits(other, self.frozen_norm))
             for group, other in zip(self.groups, contrasts, strict=True)
         ]
         return dataclasses.replace(self, groups=tuple(groups), ablation=ablation)
@@ -170,7 +170,7 @@ def setting_of(
         groups = [
             group
             for length in task.lengths.unique().tolist()
-            for group in _groups(parts, task, torch.nonzero(task.lengths == length)[:, 0], kind, batch)
+            for group in _groups(parts, task, torch.nonzero(task.lengths == length)[:, 0], kind, batch, frozen_norm)
         ]
     setting = Setting(parts, tuple(groups), value, kind, frozen_norm)
     if ablation != "optimal":
@@ -180,7 +180,9 @@ def setting_of(
     return optimal_setting(setting)
 
 
-def _groups(parts: Parts, task: Task, rows: Int[Tensor, " n"], kind: str, batch: int) -> Iterator[Group]:
+def _groups(
+    parts: Parts, task: Task, rows: Int[Tensor, " n"], kind: str, batch: int, frozen_norm: bool
+) -> Iterator[Group]:
     device, length = parts.cfg.device, int(task.lengths[rows[0]])
     clean, corrupt = (tokens[rows, :length].to(device) for tokens in (task.clean, task.corrupt))
     whole = contrast(parts, clean, corrupt, kind)
@@ -193,13 +195,15 @@ def _groups(parts: Parts, task: Task, rows: Int[Tensor, " n"], kind: str, batch:
             answers=task.answers[rows[at]].to(device),
             wrong_answers=task.wrong_answers[rows[at]].to(device),
             intact=parts.logits(part.clean_input(last)[:, -1]),
-            other=_other_logits(part),
+            other=_other_logits(part, frozen_norm),
         )
 
 
-def _other_logits(part: Contrast) -> Float[Tensor, "n d_vocab"]:
+def _other_logits(part: Contrast, frozen_norm: bool) -> Float[Tensor, "n d_vocab"]:
+    last = len(part.parts.graph.destinations) - 1
     with torch.no_grad():
-        return part.parts.logits(part.other_input(len(part.parts.graph.destinations) - 1)[:, -1])
+        scale = part.parts.final_scale(part.clean_input(last)[:, -1]) if frozen_norm else None
+        return part.parts.logits(part.other_input(last)[:, -1], scale)
 
 
 def _check_fit(cfg: Any, task: Task) -> None:

@@ -50,3 +50,10 @@ def test_means_are_over_a_length_whatever_the_batch(model, task):
 def test_what_is_unknown_is_refused(model, task, knobs, said):
     with pytest.raises(ValueError, match=said):
         setting_of(model, task, **knobs)
+
+
+def test_a_frozen_norm_is_that_of_the_intact_run_for_the_other_run_too(model, task):
+    setting = setting_of(model, task, frozen_norm=True)
+    none = setting.values(np.zeros((1, *setting.graph.possible.shape), dtype=bool))[0]
+    assert np.allclose(setting.other_values, none, atol=1e-10)
+    assert np.abs(none - setting_of(model, task).other_values).max() > 1e-4
