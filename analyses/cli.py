@@ -91,6 +91,7 @@ def answer(
     argv: Sequence[str] | None = None,
     compare: Callable[[Sequence[Any]], Any] | None = None,
     compared_figures: Callable[[Any], Mapping[str, Any]] = lambda result: {},
+    variant: str = "",
 ) -> None:
     """Ask the question of each checkpoint, and write and print what comes.
 
@@ -103,6 +104,8 @@ def answer(
         compare: from the Results of several checkpoints to one that compares them, which goes to the folder
             `arms` beside theirs; not asked for one checkpoint.
         compared_figures: from that Result to its figures.
+        variant: of the question, where it has several whose answers should stand side by side: folders are then
+            named `CKPTNAME.variant`.
     """
     names = result_names(args.checkpoints)
     if args.out.exists() and not args.out.is_dir():
@@ -110,7 +113,7 @@ def answer(
     for checkpoint in args.checkpoints:
         refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
-    found = []
+    found, ending = [], f".{variant}" if variant else ""
     with joined(args):
         for checkpoint, name in zip(args.checkpoints, names, strict=True):
             with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
@@ -119,9 +122,9 @@ def answer(
             if is_main():
                 result = with_provenance(result, model, checkpoint, args.seed, command)
                 found.append(result)
-                show(result, figures, args.out / question / name, args)
+                show(result, figures, args.out / question / f"{name}{ending}", args)
     if compare is not None and len(found) > 1:
-        show(compare(found), compared_figures, args.out / question / COMPARED, args)
+        show(compare(found), compared_figures, args.out / question / f"{COMPARED}{ending}", args)
 
 
 def show(result: Any, figures: Callable[[Any], Mapping[str, Any]], folder: Path, args: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
-"""Figures: one Plotly template, two kinds of plot, and how they are written."""
+"""Figures: one Plotly template, two kinds of plot, and how they are written; pages that are no Plotly figure too."""
 
+import dataclasses
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,20 +93,46 @@ def curve(
     return drawn
 
 
-def write_figure(drawn: go.Figure, path: Path | str, static: bool = False) -> str | None:
-    """Write `path` (.html), self-contained: it holds Plotly's script and asks no server for anything.
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A drawing that is no Plotly figure.
+
+    Args:
+        document: the whole HTML page, self-contained, as `analyses.page.document` makes it.
+        svg: the drawing alone, for a paper; empty where it is not one.
+    """
+
+    document: str
+    svg: str = ""
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a frame whose styles and scripts cannot reach the notebook's own."""
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{html.escape(self.document)}" '
+            'style="width:100%;height:820px;border:0"></iframe>'
+        )
+
+
+def write_figure(drawn: go.Figure | Page, path: Path | str, static: bool = False) -> str | None:
+    """Write `path` (.html), self-contained: it holds its scripts and asks no server for anything.
 
     Args:
         drawn: the figure.
         path: of the HTML file.
-        static: also write .svg and .pdf beside it; that takes kaleido and a Chrome.
+        static: also write .svg and .pdf beside it; for a Plotly figure that takes kaleido and a Chrome, and a
+            page has an .svg at most.
 
     Returns:
         Why the static files could not be written, on one line; None where all went well.
     """
     path = Path(path)
-    html = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem, config=OFFLINE)
-    write_whole(path, html)
+    if isinstance(drawn, Page):
+        write_whole(path, drawn.document)
+        if static and drawn.svg:
+            write_whole(path.with_suffix(".svg"), drawn.svg)
+        return None
+    text = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem, config=OFFLINE)
+    write_whole(path, text)
     if not static:
         return None
     try:

@@ -127,9 +127,9 @@ def details_html(summary: str, body: str, opened: bool = False) -> str:
     return f"<details{' open' if opened else ''}><summary>{escaped(summary)}</summary>\n{body}</details>\n"
 
 
-def document(title: str, body: str) -> str:
-    """The whole page. `title` is text, `body` HTML that the functions above made."""
-    scripts = (get_plotlyjs(), DRAW) if 'class="figure"' in body else ()
+def document(title: str, body: str, scripts: Sequence[str] = ()) -> str:
+    """The whole page. `title` is text, `body` HTML that the functions above made; no other scripts than these run."""
+    scripts = [*scripts, *((get_plotlyjs(), DRAW) if 'class="figure"' in body else ())]
     policy = "; ".join(
         [
             "default-src 'none'",

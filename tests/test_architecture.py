@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformer_lens", "transformers", "pandas", "plotly", "datasets", "scipy")
 SOURCES = sorted(path for package in ("sat_lens", "analyses") for path in (ROOT / package).rglob("*.py"))
-SHARED = {"arms", "cli", "figures", "masks", "metrics", "page", "page_style", "provenance", "result", "statistics", "texts"}
+SHARED = {
+    "arms",
+    "cli",
+    "figures",
+    "masks",
+    "metrics",
+    "page",
+    "page_style",
+    "provenance",
+    "result",
+    "statistics",
+    "texts",
+}
 COLLECTORS = {"report", "report_page"}  # put the answers of the questions on one page, so they know them
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
