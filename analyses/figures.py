@@ -102,8 +102,8 @@ class Page:
         svg: the drawing alone, for a paper; empty where it is not one.
     """
 
-    document: str
-    svg: str = ""
+    document: str = dataclasses.field(repr=False)
+    svg: str = dataclasses.field(default="", repr=False)
 
     def _repr_html_(self) -> str:
         """For a notebook: a frame whose styles and scripts cannot reach the notebook's own."""

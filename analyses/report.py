@@ -2,8 +2,9 @@
 
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
-knobs; else it is computed, and kept there where none was. The story comes from --corpus (default: the
-generator); --n is the number of IOI prompts. `--json` prints the table of the checkpoints.
+knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there is
+shown. The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json`
+prints the table of the checkpoints.
 
 Source: arXiv 2505.00509.
 """
@@ -23,8 +24,8 @@ from sat_lens.commands import one_line, run
 
 TASK = "ioi"
 KNOBS = {"ablation": "mean", "stream": "clean", "positions": "all"}
-HELD_OUT_SEED = 1_000_003
-"""Seed of the generator's stories: none that training draws from, unless it is asked to."""
+CIRCUIT_METHOD = "eap-ig"
+"""Whose circuit is shown where there is one."""
 TRIED = 200
 """Stories that are looked through for one that fits the context."""
 
@@ -37,6 +38,7 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
     """What the page says of each checkpoint; text and models are read before the first is analysed."""
     from analyses.provenance import provenance
     from analyses.report_page import Entry
+    from analyses.texts import HELD_OUT_SEED
     from sat_lens.corpora import read_stories
 
     texts = list(islice(read_stories(args.corpus or "stories", seed=HELD_OUT_SEED + args.seed), TRIED))
@@ -53,6 +55,7 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
             n_gate_parameters=sum(p.numel() for key, p in model.named_parameters() if key.startswith("gates.")),
             localization=_or_why_not(localization, model, args, name, made),
             story=_or_why_not(story, model, texts),
+            circuit=_or_why_not(stored_circuit, args.out / "localization" / f"{name}.{CIRCUIT_METHOD}", made),
         )
 
 
@@ -128,6 +131,26 @@ def stored_localization(folder: Path, made: dict[str, Any], n: int) -> Any:
         and all(knobs.get(key) == value for key, value in wanted.items())
     )
     return result if same else None
+
+
+def stored_circuit(folder: Path, made: dict[str, Any]) -> Any:
+    """The circuit in a folder, if it is one of the same weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from analyses.localization.stored_circuit import circuit_of
+    from analyses.result import Result
+
+    asked = f"python -m analyses.localization {made['checkpoint']} --method {CIRCUIT_METHOD} finds one"
+    try:
+        result = Result.load(folder)
+        circuit_of(result)
+    except (OSError, ValueError):
+        raise ValueError(f"none is in {folder.parent.name}/{folder.name}; {asked}") from None
+    if result.meta.get("checkpoint_sha256") != made["checkpoint_sha256"]:
+        raise ValueError(f"the one in {folder.parent.name}/{folder.name} is of other weights; {asked}")
+    return result
 
 
 def story(model: Any, texts: Sequence[str]) -> Any:

@@ -9,6 +9,8 @@ import pandas as pd
 
 from analyses.figures import curve
 from analyses.localization import concentration_figure, head_figure
+from analyses.localization.circuit_drawing import drawing_html
+from analyses.localization.circuit_figures import faithfulness_figure
 from analyses.masks import StoryMasks, masks_html
 from analyses.metrics import concentration_curve
 from analyses.page import (
@@ -50,6 +52,7 @@ class Entry:
         n_gate_parameters: those of the gates.
         localization: its Result, or why there is none.
         story: its masks on a story, or why there are none.
+        circuit: a circuit of the task that was found before, or why there is none.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Entry:
     n_gate_parameters: int
     localization: Result | str
     story: StoryMasks | str
+    circuit: Result | str = "none was looked for"
 
 
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
@@ -168,6 +172,11 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         body.append(f"<p>No localization: {escaped(entry.localization)}.</p>\n")
     else:
         body.append(localization_html(entry.localization))
+    body.append("<h3>A circuit of the task</h3>\n")
+    if isinstance(entry.circuit, str):
+        body.append(f"<p>No circuit: {escaped(entry.circuit)}.</p>\n")
+    else:
+        body.append(circuit_html(entry.circuit))
     body.append("<h3>A story with its masks</h3>\n")
     if isinstance(entry.story, str):
         body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n")
@@ -203,6 +212,34 @@ def localization_html(result: Result) -> str:
     )
     figures.append(figure_html(concentration_figure(result), "Concentration of the effect", how))
     return f'{solved}<div class="figures">{"".join(figures)}</div>\n{largest_html(result)}'
+
+
+def circuit_html(result: Result) -> str:
+    """How far the circuit can be trusted, its graph, its faithfulness by size."""
+    meta = result.meta
+    circuit, task, matched = meta["circuit"], meta["task"], meta["matched"]
+    areas = {(row["area"], row["sign"], row["axis"]): row for row in meta["areas"]}
+    rows = [
+        (f"edges of the circuit ({escaped(meta['rule'])})", f"{circuit['n_edges']:,} of {meta['graph']['n_edges']:,}"),
+        ("faithfulness [95 %]", interval(circuit["faithfulness"], circuit["ci_low"], circuit["ci_high"], digits=2)),
+        ("edges needed for faithfulness 0.9 [95 %]", interval(matched["n_edges"], matched["low"], matched["high"], 0)),
+    ]
+    for name in ("CPR", "CMD"):
+        for sign in ("absolute", "signed"):
+            row = areas[name, sign, "share"]
+            rows.append((f"{name}, edges by {sign} score [95 %]", interval(row["value"], row["low"], row["high"], 3)))
+    for keep, chance in meta.get("checks", {}).get("against_random", {}).items():
+        said = f"{number(chance['random'], 2)} (p = {number(chance['p_value'], 2)}, {chance['n_random']} circuits)"
+        rows.append((f"faithfulness of random circuits with the same {escaped(keep)}", said))
+    caption = (
+        f"Method {escaped(meta['method'])}, {escaped(meta['knobs']['ablation'])} ablation, n = {task['n']} prompts of "
+        f"{escaped(task['name'])}. Faithfulness: share of the logit difference that the circuit keeps; bootstrap over "
+        "prompts."
+    )
+    drawn, _ = drawing_html(result)
+    how = "Grey: random circuits of the same size, central 95 %. Band: 95 % bootstrap over prompts."
+    figure = figure_html(faithfulness_figure(result), "Faithfulness by size", how)
+    return f"{table_html(('measure', 'value'), rows, caption)}{drawn}{figure}"
 
 
 def largest_html(result: Result) -> str:

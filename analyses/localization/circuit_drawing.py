@@ -113,16 +113,22 @@ def drawing(result: Result, *, most_edges: int = 400) -> Page:
     Raises:
         ValueError: a Result without a circuit, most_edges below 1.
     """
+    body, picture = drawing_html(result, most_edges=most_edges)
+    title = f"Circuit: {text}" if (text := description(result)) else "Circuit"
+    return Page(document(title, body), picture)
+
+
+def drawing_html(result: Result, *, most_edges: int = 400) -> tuple[str, str]:
+    """The circuit of a Result as part of a page, and its SVG alone; arguments and errors as of `drawing`."""
     chosen = selection(circuit_of(result), most_edges)
     kinds = {at: "minus" if chosen.circuit.scores[at] < 0 else "plus" for at in chosen.edges}
     picture = _svg(chosen, layout(chosen.circuit.graph, chosen.nodes()), kinds, SIGNS, unit_of(result))
-    title = f"Circuit: {text}" if (text := description(result)) else "Circuit"
     body = (
         f"{STYLE}<p>{escaped(chosen.sentence())} {POINT}</p>\n"
         f"{legend_html(SIGNS, _largest(chosen), unit_of(result))}"
         f'<div class="wide">{picture}</div>\n{_table(chosen, unit_of(result))}'
     )
-    return Page(document(title, body), picture)
+    return body, picture
 
 
 def side_by_side(results: Mapping[str, Result], *, most_edges: int = 400) -> Page:
