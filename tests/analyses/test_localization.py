@@ -406,7 +406,7 @@ def test_json_is_the_result_and_nothing_else(checkpoints, tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["name"] == "localization" and len(document["table"]) == 34
     assert document["meta"]["knobs"]["stream"] == "ablated" and document["meta"]["ablation"]["k_attn"] == 3
-    assert document["table"][0]["effect_logit_diff"] == Result.load(folder).table.effect_logit_diff[0]
+    assert document["table"][0]["effect_logit_diff"] == Result.load(f"{folder}.ablated").table.effect_logit_diff[0]
 
 
 def test_means_over_a_corpus_are_not_those_over_the_prompts(checkpoints, tmp_path):
@@ -427,8 +427,8 @@ def test_a_task_file_is_taken(checkpoints, tmp_path):
     ("flags", "message"),
     [
         (["--stream", "ablated"], "error: the ablated stream needs a model with masks"),
-        (["--task", "nonesuch"], "must be ioi or a task file that exists"),
-        (["--method", "acdc"], "invalid choice: 'acdc'"),
+        (["--task", "nonesuch"], "must be one of ioi, "),
+        (["--method", "guess"], "invalid choice: 'guess'"),
         (["--ablation", "zero", "--corpus", "stories"], "--corpus is what means are taken over"),
         (["--corpus", "nonesuch"], "error: a corpus must be"),
     ],
