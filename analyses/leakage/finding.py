@@ -99,7 +99,8 @@ def excess(
     freedom = variance**2 / sum(part**2 / df for part, df in parts)
     far = stats.t.ppf(0.975, freedom) * spread
     return {
-        "value": float(per_story.mean()), "null": float(nulls.mean()), "ci_low": float(mean - far), "ci_high": float(mean + far),
+        "value": float(per_story.mean()), "null": float(nulls.mean()),
+        "ci_low": float(mean - far), "ci_high": float(mean + far),
         "p": float(stats.t.sf((mean - margin) / spread, freedom)),
         "smallest": margin + spread * float(stats.t.ppf(1 - ALPHA / 2, freedom) + stats.t.ppf(0.8, freedom)),
     }  # fmt: skip
