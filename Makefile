@@ -25,10 +25,10 @@ demo: $(STAMP)
 	$(BIN)/python -m analyses.report $(CKPTS) --out results
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -112,12 +112,15 @@ def source_outputs(parts: Parts, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, 
 
 
 def end_logits(
-    contrast: Contrast, members: Bool[Tensor, "circuit source destination"], frozen_norm: bool = False
+    contrast: Contrast,
+    members: Bool[Tensor, "circuit source destination"] | Float[Tensor, "circuit source destination"],
+    frozen_norm: bool = False,
 ) -> Float[Tensor, "circuit n d_vocab"]:
-    """Logits at the last position, of each circuit.
+    """Logits at the last position, of each circuit; differentiable.
 
     Args:
-        members: which edges are in each circuit; entries that are no edges are ignored.
+        members: which edges are in each circuit; entries that are no edges are ignored. Numbers are shares: an
+            edge of 0.3 carries three tenths of what its source writes now and seven of what it wrote in the other run.
         frozen_norm: divide by the clean run's scale in the final norm, not by the circuit's own.
 
     Cost: about a forward pass for each circuit and prompt, plus source x destination x n x pos x d_model
@@ -128,29 +131,28 @@ def end_logits(
     return torch.cat([_end_logits(contrast, part, frozen_norm) for part in members.split(size)])
 
 
-def _end_logits(contrast: Contrast, members: Bool[Tensor, "circuit source destination"], frozen_norm: bool) -> Tensor:
-    graph, parts = contrast.parts.graph, contrast.parts
-    moved = contrast.other.new_zeros(len(graph.sources), len(members), *contrast.other.shape[1:])
-    moved[0] = contrast.clean[0] - contrast.other[0]
-    weights = members.to(moved.dtype) * torch.as_tensor(graph.possible, device=moved.device)
+def _end_logits(contrast: Contrast, members: Tensor, frozen_norm: bool) -> Tensor:
+    graph, parts, n_circuits = contrast.parts.graph, contrast.parts, len(members)
+    weights = members.to(contrast.other.dtype) * torch.as_tensor(graph.possible, device=members.device)
+    moved = (contrast.clean[0] - contrast.other[0]).expand(1, n_circuits, -1, -1, -1)  # of the sources so far
 
-    def inputs(columns: list[int], first_source: int) -> Float[Tensor, "destination row pos d_model"]:
-        carried = torch.einsum("csd,scnpm->dcnpm", weights[:, :first_source][:, :, columns], moved[:first_source])
-        base = torch.stack([contrast.other_input(column) for column in columns])
-        return (carried + base[:, None]).flatten(1, 2)
+    def inputs(columns: list[int], n_sources: int) -> Float[Tensor, "destination row pos d_model"]:
+        carried = torch.einsum("csd,scnpm->dcnpm", weights[:, :n_sources][:, :, columns], moved[:n_sources])
+        return (carried + contrast.other_input(columns[0])).flatten(1, 2)  # of one layer: the same base
+
+    def grown(written: Float[Tensor, "_ row pos d_model"]) -> Float[Tensor, "_ circuit n pos d_model"]:
+        other = contrast.other[len(moved) : len(moved) + len(written), None]
+        return torch.cat([moved, written.unflatten(1, (n_circuits, contrast.n)) - other])
 
     for layer in range(graph.n_layers):
-        first = 1 + layer * (graph.n_heads + graph.has_mlp)
+        first = len(moved)
         q, k, v = (inputs(columns, first) for columns in _columns(graph, layer))
         n_shared = graph.n_heads // graph.n_kv_heads
         k, v = (x.repeat_interleave(n_shared, 0) for x in (k, v))
-        heads = slice(first, first + graph.n_heads)
-        written = parts.heads(layer, q, k, v).unflatten(1, (len(members), contrast.n))
-        moved[heads] = written - contrast.other[heads, None]
+        moved = grown(parts.heads(layer, q, k, v))
         if graph.has_mlp:
-            mlp = first + graph.n_heads
-            x = inputs([graph.destination_index[f"m{layer}"]], first if graph.parallel else mlp)[0]
-            moved[mlp] = parts.mlp(layer, x).unflatten(0, (len(members), contrast.n)) - contrast.other[mlp]
+            x = inputs([graph.destination_index[f"m{layer}"]], first if graph.parallel else len(moved))
+            moved = grown(parts.mlp(layer, x))
     last = len(graph.destinations) - 1
     end = torch.einsum("cs,scnm->cnm", weights[:, :, last], moved[:, :, :, -1]) + contrast.other_input(last)[:, -1]
     scale = parts.final_scale(contrast.clean_input(last)[:, -1]) if frozen_norm else None

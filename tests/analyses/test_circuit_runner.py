@@ -54,8 +54,8 @@ def naive_end_logits(model, clean, corrupt, members, graph):
         """x holds what all sources write now; a cut edge gives back the difference."""
         column = graph.destination_index[name]
         for i, source in enumerate(graph.sources):
-            if graph.possible[i, column] and not members[i, column]:
-                x = x - now[source.name] + other[source.name]
+            if graph.possible[i, column]:
+                x = x + (1 - float(members[i, column])) * (other[source.name] - now[source.name])
         return x
 
     def read_heads(x, hook, layer, qkv):
@@ -106,6 +106,28 @@ def test_cut_edges_are_those_of_hooks_that_look_at_every_edge(tiny_model, tokens
             expected = naive_end_logits(model, tokens, corrupt, circuit, graph)
             assert (one - expected).abs().max() < 1e-10
         assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_an_edge_may_carry_a_share_of_each_run(tiny_model, tokens, corrupt):
+    model = build(tiny_model, "the_papers")
+    graph = graph_of(model.cfg)
+    shares = torch.rand(1, *graph.possible.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    with torch.no_grad():
+        found = end_logits(contrast(Parts(model), tokens, corrupt), shares)[0]
+        assert (found - naive_end_logits(model, tokens, corrupt, shares[0], graph)).abs().max() < 1e-10
+
+
+def test_logits_have_the_gradient_of_differences(tiny_model, tokens, corrupt):
+    model = build(tiny_model, "grouped")
+    shape = graph_of(model.cfg).possible.shape
+    shares = torch.rand(1, *shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        runs = contrast(Parts(model), tokens, corrupt)
+    gradient = torch.autograd.grad(end_logits(runs, shares).sum(), shares)[0]
+    step = torch.randn(shares.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 1e-5
+    with torch.no_grad():
+        difference = (end_logits(runs, shares + step) - end_logits(runs, shares - step)).sum() / 2
+    assert torch.isclose((gradient * step).sum(), difference, rtol=1e-6)
 
 
 @pytest.mark.parametrize("host", sorted(HOSTS))

@@ -7,6 +7,7 @@ of large squares would do in the same time, measured in turns with the arms.
 
     make bench                                  the reference size and the cpu preset
     make bench ARGS="--size cpu --rounds 3"     one of them, shorter
+    make bench ARGS=--circuits                  ACDC and EAP-IG beside other implementations
     make bench ARGS=--curves                    cost curves: data/results/cost_curves.json and a page
 """
 
@@ -37,6 +38,9 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="only arms whose names hold this text (and the plain step)")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--curves", action="store_true", help="measure and fit cost curves instead")
+    parser.add_argument(
+        "--circuits", nargs="?", const="reference", choices=["reference", "large"], help="time the search for circuits"
+    )
     parser.add_argument("--refit", action="store_true", help="fit the stored measurements of the curves anew")
     parser.add_argument("--small", action="store_true", help="with --curves: the smallest sizes, to try it")
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder for the curves' JSON")
@@ -51,6 +55,13 @@ def main() -> None:
         return
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     sys.stdout.write(f"{machine_kind()}; {args.threads} threads; torch {torch.__version__}; {date}\n")
+    if args.circuits:
+        from circuits import circuits_table
+
+        for row in circuits_table(args.circuits, args.threads, args.rounds):
+            sys.stdout.write(row)
+            sys.stdout.flush()
+        return
     for name in SIZES if args.size == "all" else [args.size]:
         sys.stdout.write(table(name, args))
         sys.stdout.flush()
