@@ -122,4 +122,10 @@ class Parts:
 def _projected(
     x: Float[Tensor, "one_or_head row pos d_model"], weight: Float[Tensor, "head d_model d_head"], bias: Tensor
 ) -> Float[Tensor, "head row pos d_head"]:
-    return x @ weight.unsqueeze(1) + bias[:, None, None]
+    """One product for an input that all heads share, else one a head."""
+    if len(x) < len(weight):
+        flat = x[0].flatten(0, 1) @ weight.transpose(0, 1).flatten(1)
+        y = flat.view(*x.shape[1:3], *weight.shape[::2]).permute(2, 0, 1, 3)
+    else:
+        y = (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3])
+    return y + bias[:, None, None]

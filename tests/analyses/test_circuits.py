@@ -100,7 +100,7 @@ def test_arms_are_compared_seed_by_seed(result):
 
 
 def test_the_command_writes_a_circuit_beside_the_units_and_compares_checkpoints(tmp_path, capsys):
-    flags = ["--method", "eap", "--n", "4", "--no-checks", "--quiet", "--out", str(tmp_path)]
+    flags = ["--method", "eap", "--n", "8", "--no-checks", "--quiet", "--out", str(tmp_path)]
     main(["none-s0", "local-k4-s0", *flags])
     assert "edges at faithfulness 0.9" in capsys.readouterr().out
     for name in ("none-s0.eap", "local-k4-s0.eap", "arms.eap"):
