@@ -33,6 +33,8 @@ from analyses.localization.graph import Graph
 from analyses.localization.setting import Group, Scores, Setting
 from sat_lens.memory import require
 
+AT_ONCE = 128
+"""Prompts of a batch, those of several runs of the path together: more leave the processor's caches."""
 POINTS: dict[str, float] = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 """Where in its share of the path [k/steps, (k + 1)/steps] a quadrature rule takes the gradient."""
 
@@ -152,48 +154,57 @@ def _attributed(setting: Setting, points: list[float], along: str, progress: boo
     if setting.value == "kl" and points == [1.0]:
         raise ValueError("kl has gradient 0 at the intact run, so all scores would be 0; use at='other' or eap_ig")
     graph = setting.graph
-    _require_memory(setting)
+    n_at_once = max(1, AT_ONCE // max(group.contrast.n for group in setting.groups))
+    _require_memory(setting, min(len(points), n_at_once))
     n_starts = 1 if along == "inputs" else len(steps_of(graph))
     total = np.zeros(graph.possible.shape)
-    n_runs = len(setting.groups) * n_starts * len(points)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        tqdm(total=n_runs, unit="run", disable=None if progress else True) as bar,
+        tqdm(total=len(setting.groups) * n_starts * len(points), unit="run", disable=None if progress else True) as bar,
     ):
         for group in setting.groups:
             for first in range(n_starts):
-                for scores in _runs(setting, group, first, points, along):
-                    total += scores
-                    bar.update()
+                for part in _batched(points, n_at_once):
+                    total += _runs(setting, group, first, part, along)
+                    bar.update(len(part))
     return np.where(graph.possible, total / (len(points) * setting.n), np.nan)
 
 
-def _runs(setting: Setting, group: Group, first: int, points: list[float], along: str) -> Iterator[Scores]:
-    """Scores of one run after the other, summed over prompts.
+def _batched(points: list[float], size: int) -> Iterator[list[float]]:
+    for start in range(0, len(points), size):
+        yield points[start : start + size]
 
-    In a run, what is written just before step `first` is at a point of its way from other to intact.
+
+def _runs(setting: Setting, group: Group, first: int, points: list[float], along: str) -> Scores:
+    """Scores of the runs at some points, summed over runs and prompts.
+
+    In a run, what is written just before step `first` is at a point of its way from other to intact. All runs are
+    one batch: what edges carry is the same in all, so their gradients are summed before the product.
     """
     graph, runs, steps = setting.graph, group.contrast, steps_of(setting.graph)
     written = steps[first - 1].sources if first else [0]
     moved, end = runs.clean - runs.other, runs.clean_input(steps[first].destinations[0][0])
-    for point in points:
-        scores = np.zeros(graph.possible.shape)
-        stream = end - (1 - point) * moved[written].sum(0)
-        for destinations, gradients in input_gradients(setting, group, stream, first):
-            n_sources = int(graph.possible[:, destinations[0]].sum())  # sources come in order
-            credited = slice(n_sources) if along == "inputs" else slice(written[0], written[-1] + 1)
-            found = moved[credited].flatten(1) @ gradients.flatten(1).T
-            scores[credited, destinations] = found.double().numpy(force=True)
-        yield scores
+    back = moved[written].sum(0)
+    stream = torch.cat([end - (1 - point) * back for point in points])
+    scores = np.zeros(graph.possible.shape)
+    for destinations, gradients in input_gradients(setting, group, stream, first):
+        n_sources = int(graph.possible[:, destinations[0]].sum())  # sources come in order
+        credited = slice(n_sources) if along == "inputs" else slice(written[0], written[-1] + 1)
+        summed = gradients.unflatten(1, (len(points), runs.n)).sum(1)
+        found = moved[credited].flatten(1) @ summed.flatten(1).T
+        scores[credited, destinations] = found.double().numpy(force=True)
+    return scores
 
 
-def _require_memory(setting: Setting) -> None:
+def _require_memory(setting: Setting, n_points: int) -> None:
     cfg, graph = setting.parts.cfg, setting.graph
     n, pos = max(group.contrast.clean.shape[1:3] for group in setting.groups)
     d_mlp = cfg.d_mlp or 0
     kept = graph.n_layers * (4 * cfg.d_model + 6 * graph.n_heads * cfg.d_head + 4 * d_mlp)
     one_step = 8 * (graph.n_heads + 2 * graph.n_kv_heads) * cfg.d_model
-    floats = n * pos * (len(graph.sources) * cfg.d_model + kept + one_step) + 6 * n * cfg.d_vocab
+    floats = (
+        n * pos * (len(graph.sources) * cfg.d_model + n_points * (kept + one_step)) + 6 * n_points * n * cfg.d_vocab
+    )
     width = torch.finfo(cfg.dtype).bits // 8
     require(floats * width, f"gradients of {n} prompts at once", str(cfg.device), "lower the setting's batch")

@@ -59,12 +59,13 @@ def _step(graph: Graph, layer: int, kinds: tuple[Kind, ...]) -> Step:
 
 @torch.no_grad()
 def input_gradients(
-    setting: Setting, group: Group, stream: Float[Tensor, "n pos d_model"], first: int = 0
-) -> Iterator[tuple[list[int], Float[Tensor, "destination n pos d_model"]]]:
+    setting: Setting, group: Group, stream: Float[Tensor, "row pos d_model"], first: int = 0
+) -> Iterator[tuple[list[int], Float[Tensor, "destination row pos d_model"]]]:
     """Gradient of the value, summed over the group's prompts, from the logits back to step `first`.
 
     Args:
-        stream: the residual stream that step `first` reads, in place of the intact run's.
+        stream: the residual stream that step `first` reads, in place of the intact run's; of all prompts, once or
+            several times over.
 
     Yields:
         Destinations, and the gradient with respect to the input of each. Everything behind a destination
@@ -158,7 +159,11 @@ def _end_gradient(setting: Setting, group: Group, stream: Float[Tensor, "n pos d
     last = len(parts.graph.destinations) - 1
     scale = parts.final_scale(runs.clean_input(last)[:, -1]) if setting.frozen_norm else None
 
-    found, pull = _vjp(lambda end: setting.measured(parts.logits(end, scale), group).sum(), stream[:, -1])
+    def value(end: Tensor) -> Tensor:
+        logits = parts.logits(end.unflatten(0, (-1, runs.n)), scale)
+        return setting.measured(logits, group).sum()
+
+    found, pull = _vjp(value, stream[:, -1])
     gradient = torch.zeros_like(stream)
     gradient[:, -1] = pull(torch.ones_like(found))[0]
     return gradient
