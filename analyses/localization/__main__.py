@@ -4,8 +4,9 @@
 minus after) and on the loss of the answer (nats, after minus before) is positive when the unit helps.
 
 The other methods give every edge of the model's graph a score (positive: the edge helps) and choose a circuit:
-patching, attribution, exact, eap, eap-ig, acdc, mask, and the controls random and magnitude. Beside the circuit stand
-its faithfulness by size with random circuits, CPR and CMD, and checks of the circuit itself.
+patching, attribution, exact, eap, eap-ig, acdc, mask (learned), own-masks (what a self-ablating model's masks name),
+and the controls random and magnitude. Beside the circuit stand its faithfulness by size with random circuits,
+CPR and CMD, and checks of the circuit itself.
 
 --method overlap asks of a self-ablating model whether its masks name the units of the circuit.
 
@@ -26,7 +27,18 @@ from analyses.cli import answer, is_main, positive, question_parser
 from sat_lens.commands import run
 from sat_lens.tasks.names import CORRUPTIONS, TASKS
 
-CIRCUIT_METHODS = ("patching", "attribution", "exact", "eap", "eap-ig", "acdc", "mask", "magnitude", "random")
+CIRCUIT_METHODS = (
+    "patching",
+    "attribution",
+    "exact",
+    "eap",
+    "eap-ig",
+    "acdc",
+    "mask",
+    "own-masks",
+    "magnitude",
+    "random",
+)
 ABLATIONS = {
     "units": ("mean", "zero", "resample"),
     "overlap": ("zero", "mean", "resample"),

@@ -5,6 +5,7 @@ All take a Setting and knobs and give a score an edge; some choose members as we
     patching      activation patching of nodes            attribution   the same to first order
     exact         every edge patched by itself            eap, eap-ig   the same to first order, along a path
     acdc          edges cut one after the other           mask          a learned mask of edges
+    own-masks     what a self-ablating model's own masks name, no task asked
     random        no method at all: controls              magnitude     how much a source moves, task or not
 """
 
@@ -20,6 +21,7 @@ from analyses.localization.attribution import attribution_patching, eap, eap_ig,
 from analyses.localization.controls import magnitude, random_scores
 from analyses.localization.edge_mask import edge_mask
 from analyses.localization.exact import exact_patching
+from analyses.localization.mask_scores import mask_scores
 from analyses.localization.patching import activation_patching
 from analyses.localization.setting import Scores, Setting
 
@@ -89,6 +91,7 @@ METHODS: dict[str, Callable[[Setting, Knobs, bool], Found]] = {
     "eap-ig": lambda s, k, p: Found(eap_ig(s, steps=k.steps or 5, along=k.along, progress=p)),
     "acdc": _acdc,
     "mask": _mask,
+    "own-masks": lambda s, k, p: Found(mask_scores(s, progress=p)),
     "magnitude": lambda s, k, p: Found(magnitude(s, progress=p)),
     "random": lambda s, k, p: Found(random_scores(s, seed=k.seed, progress=p)),
 }
