@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
 from tqdm.auto import tqdm
 
+from analyses.localization.overlap import auroc, average_precision
 from analyses.localization.planted import PLANTED, planted
 from analyses.localization.setting import Scores, Setting, setting_of
 
@@ -34,19 +34,14 @@ def edge_auroc(scores: Scores, members: Bool[np.ndarray, "source destination"], 
     Raises:
         ValueError: an edge of the circuit without a score, all edges in it or none.
     """
-    positive, negative = _scored(scores, members, absolute)
-    ranks = stats.rankdata(np.concatenate([positive, negative]))
-    above = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
-    return float(above / (len(positive) * len(negative)))
+    return float(auroc(*_scored(scores, members, absolute))[0])
 
 
 def edge_average_precision(
     scores: Scores, members: Bool[np.ndarray, "source destination"], *, absolute: bool = True
 ) -> float:
     """Average precision of edge scores, tied edges taken together. 0..1; arguments and errors as in `edge_auroc`."""
-    positive, negative = _scored(scores, members, absolute)
-    true, false = ((group >= positive[:, None]).sum(1) for group in (positive, negative))
-    return float((true / (true + false)).mean())
+    return float(average_precision(*_scored(scores, members, absolute))[0])
 
 
 def auroc_table(
@@ -77,8 +72,8 @@ def auroc_table(
 
 def _scored(
     scores: Scores, members: Bool[np.ndarray, "source destination"], absolute: bool
-) -> tuple[Float[np.ndarray, " member"], Float[np.ndarray, " other"]]:
-    """Scores of edges in the circuit and of the others."""
+) -> tuple[Float[np.ndarray, "1 edge"], Bool[np.ndarray, "1 edge"]]:
+    """Sizes or scores of all edges, and which are in the circuit, as a ranking of one row."""
     missing = np.isnan(scores)
     if (n := int((missing & members).sum())) > 0:
         raise ValueError(f"every edge of the circuit needs a score; {n} have NaN")
@@ -87,4 +82,4 @@ def _scored(
         raise ValueError(f"some edges must be in the circuit and some not; of {inside.size} edges {inside.sum()} are")
     size = np.abs(values)
     values = np.where(size > ROUNDING * size.max(), size if absolute else values, 0.0)
-    return values[inside], values[~inside]
+    return values[None], inside[None]

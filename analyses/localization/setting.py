@@ -160,7 +160,7 @@ def setting_of(
     if value not in UNITS:
         raise ValueError(f"value must be {' or '.join(UNITS)}; got {value!r}")
     parts = Parts(model)
-    _check_fit(model.cfg, task)
+    task.require_fit(model.cfg)
     longest, device = int(task.lengths.max()), str(model.cfg.device)
     width = torch.finfo(model.cfg.dtype).bits // 8
     need = 3 * len(parts.graph.sources) * task.n * longest * model.cfg.d_model * width
@@ -204,10 +204,3 @@ def _other_logits(part: Contrast, frozen_norm: bool) -> Float[Tensor, "n d_vocab
     with torch.no_grad():
         scale = part.parts.final_scale(part.clean_input(last)[:, -1]) if frozen_norm else None
         return part.parts.logits(part.other_input(last)[:, -1], scale)
-
-
-def _check_fit(cfg: Any, task: Task) -> None:
-    if (longest := int(task.lengths.max())) > cfg.n_ctx:
-        raise ValueError(f"prompts must fit the model's context of {cfg.n_ctx} tokens; the longest has {longest}")
-    if max(int(ids.max()) for ids in (task.clean, task.corrupt, task.answers, task.wrong_answers)) >= cfg.d_vocab:
-        raise ValueError(f"the task's ids must be below the model's {cfg.d_vocab}; is it the right tokenizer?")

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.localization.replay import end_logits, fused_activations, hook_name
-from analyses.localization.setting import UNITS, _check_fit
+from analyses.localization.setting import UNITS
 from analyses.localization.unit_circuit import UnitCircuit, Units, units_of
 from analyses.localization.units import batches
 from analyses.metrics import kl_divergence, logit_difference
@@ -197,7 +197,7 @@ def unit_setting_of(
     ):  # fmt: skip
         if chosen not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {chosen!r}")
-    _check_fit(model.cfg, task)
+    task.require_fit(model.cfg)
     units, device = units_of(model.cfg), model.cfg.device
     width = torch.finfo(model.cfg.dtype).bits // 8
     need = 2 * task.n * int(task.lengths.max()) * units.n * width

@@ -153,10 +153,7 @@ def _checked_kinds(model: Any, task: Task, units: Sequence[str], stream: str) ->
         raise ValueError("localization needs a causal model, and not one with shortformer embeddings")
     if cfg.num_experts or cfg.load_in_4bit or cfg.n_devices > 1:
         raise ValueError("localization needs a model without experts or 4-bit weights, on one device")
-    if (longest := int(task.lengths.max())) > cfg.n_ctx:
-        raise ValueError(f"prompts must fit the model's context of {cfg.n_ctx} tokens; the longest has {longest}")
-    if max(int(ids.max()) for ids in (task.clean, task.corrupt, task.answers, task.wrong_answers)) >= cfg.d_vocab:
-        raise ValueError(f"the task's ids must be below the model's {cfg.d_vocab}; is it the right tokenizer?")
+    task.require_fit(cfg)
     kinds = [kind for kind in dict.fromkeys(units) if kind != "neuron" or not cfg.attn_only]
     if not kinds:
         raise ValueError(f"there is nothing to ablate: the model has no {' or '.join(units) or 'unit'} asked for")

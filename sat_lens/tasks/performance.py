@@ -121,7 +121,4 @@ def _check(model: Any, task: Task, stream: str, batch: int) -> None:
         raise ValueError(f"stream must be {' or '.join(streams_of(model))} for this model; got {stream!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1 prompt; got {batch}")
-    if (longest := int(task.lengths.max())) > model.cfg.n_ctx:
-        raise ValueError(f"prompts must fit the model's context of {model.cfg.n_ctx} tokens; the longest has {longest}")
-    if max(int(ids.max()) for ids in (task.clean, task.corrupt, task.answers, task.wrong_answers)) >= model.cfg.d_vocab:
-        raise ValueError(f"the task's ids must be below the model's {model.cfg.d_vocab}; is it the right tokenizer?")
+    task.require_fit(model.cfg)

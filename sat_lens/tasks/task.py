@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -63,6 +64,20 @@ class Task:
     def lengths(self) -> Int[Tensor, " n"]:
         """Tokens of each prompt, the beginning-of-text token included, the padding not."""
         return self.positions["end"] + 1
+
+    def require_fit(self, cfg: Any) -> None:
+        """Refuse a model whose context or vocabulary is too small.
+
+        Args:
+            cfg: its HookedTransformerConfig.
+
+        Raises:
+            ValueError: prompts longer than the context, or ids beyond the vocabulary.
+        """
+        if (longest := int(self.lengths.max())) > cfg.n_ctx:
+            raise ValueError(f"prompts must fit the model's context of {cfg.n_ctx} tokens; the longest has {longest}")
+        if max(int(ids.max()) for ids in (self.clean, self.corrupt, self.answers, self.wrong_answers)) >= cfg.d_vocab:
+            raise ValueError(f"the task's ids must be below the model's {cfg.d_vocab}; is it the right tokenizer?")
 
     def subset(self, index: Int[Tensor, " m"] | Sequence[int] | slice) -> "Task":
         """The prompts of these rows, in this order."""
