@@ -197,9 +197,10 @@ def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: 
 
 
 def summary(result: Any, folder: Path) -> str:
-    """The first rows of the table, the units, and where the rest is."""
+    """The first rows of the table, the units, the meta's `summary` where it has one, and where the rest is."""
     head = result.table.head(HEAD).dropna(axis=1, how="all")
     units = ", ".join(f"{column}: {unit}" for column, unit in result.units.items())
     cells = head.astype(object).where(head.notna(), "")
     table = cells.to_string(index=False, float_format=lambda x: f"{x:.4g}")
-    return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{folder}\n"
+    line = f"{result.meta['summary']}\n" if "summary" in result.meta else ""
+    return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{line}{folder}\n"

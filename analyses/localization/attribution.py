@@ -21,6 +21,8 @@ the sum of the scores of the edges that leave s.
 Source: arXiv 2310.10348 (EAP), 2403.17806 (EAP-IG), 2504.13151 (MIB: along inputs and activations).
 """
 
+import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,8 +35,8 @@ from analyses.localization.graph import Graph
 from analyses.localization.setting import Group, Scores, Setting
 from sat_lens.memory import require
 
-AT_ONCE = 128
-"""Prompts of a batch, those of several runs of the path together: more leave the processor's caches."""
+AT_ONCE = 2048
+"""Tokens of a batch, those of all runs of the path together: more leave the processor's caches."""
 POINTS: dict[str, float] = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 """Where in its share of the path [k/steps, (k + 1)/steps] a quadrature rule takes the gradient."""
 
@@ -154,33 +156,47 @@ def _attributed(setting: Setting, points: list[float], along: str, progress: boo
     if setting.value == "kl" and points == [1.0]:
         raise ValueError("kl has gradient 0 at the intact run, so all scores would be 0; use at='other' or eap_ig")
     graph = setting.graph
-    n_at_once = max(1, AT_ONCE // max(group.contrast.n for group in setting.groups))
-    _require_memory(setting, min(len(points), n_at_once))
+    _require_memory(setting, len(points))
     n_starts = 1 if along == "inputs" else len(steps_of(graph))
     total = np.zeros(graph.possible.shape)
+    n_runs = setting.n * n_starts * len(points)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        tqdm(total=len(setting.groups) * n_starts * len(points), unit="run", disable=None if progress else True) as bar,
+        tqdm(total=n_runs, unit="run", disable=None if progress else True) as bar,
     ):
         for group in setting.groups:
-            for first in range(n_starts):
-                for part in _batched(points, n_at_once):
-                    total += _runs(setting, group, first, part, along)
-                    bar.update(len(part))
+            for part, some in _batches(group, points):
+                for first in range(n_starts):
+                    total += _runs(setting, part, first, some, along)
+                    bar.update(len(part.rows) * len(some))
     return np.where(graph.possible, total / (len(points) * setting.n), np.nan)
 
 
-def _batched(points: list[float], size: int) -> Iterator[list[float]]:
-    for start in range(0, len(points), size):
-        yield points[start : start + size]
+def _batch_size(group: Group, n_points: int) -> tuple[int, int]:
+    """Prompts and points of a batch: of a prompt as many runs as fit, and prompts spread evenly."""
+    n_rows = max(1, AT_ONCE // group.contrast.clean.shape[2])
+    n_points = min(n_points, n_rows)
+    n_batches = math.ceil(len(group.rows) / (n_rows // n_points))
+    return math.ceil(len(group.rows) / n_batches), n_points
+
+
+def _batches(group: Group, points: list[float]) -> Iterator[tuple[Group, list[float]]]:
+    n, n_points = _batch_size(group, len(points))
+    for start in range(0, len(group.rows), n):
+        at = slice(start, start + n)
+        runs = dataclasses.replace(group.contrast, clean=group.contrast.clean[:, at], other=group.contrast.other[:, at])
+        ids = group.rows[at], runs, group.answers[at], group.wrong_answers[at]
+        part = Group(*ids, group.intact[at], group.other[at])
+        for first in range(0, len(points), n_points):
+            yield part, points[first : first + n_points]
 
 
 def _runs(setting: Setting, group: Group, first: int, points: list[float], along: str) -> Scores:
     """Scores of the runs at some points, summed over runs and prompts.
 
     In a run, what is written just before step `first` is at a point of its way from other to intact. All runs are
-    one batch: what edges carry is the same in all, so their gradients are summed before the product.
+    one batch: what edges carry is the same in all, so gradients are summed over runs before the product.
     """
     graph, runs, steps = setting.graph, group.contrast, steps_of(setting.graph)
     written = steps[first - 1].sources if first else [0]
@@ -188,23 +204,26 @@ def _runs(setting: Setting, group: Group, first: int, points: list[float], along
     back = moved[written].sum(0)
     stream = torch.cat([end - (1 - point) * back for point in points])
     scores = np.zeros(graph.possible.shape)
-    for destinations, gradients in input_gradients(setting, group, stream, first):
+    for destinations, products in input_gradients(setting, group, stream, first):
         n_sources = int(graph.possible[:, destinations[0]].sum())  # sources come in order
         credited = slice(n_sources) if along == "inputs" else slice(written[0], written[-1] + 1)
-        summed = gradients.unflatten(1, (len(points), runs.n)).sum(1)
-        found = moved[credited].flatten(1) @ summed.flatten(1).T
-        scores[credited, destinations] = found.double().numpy(force=True)
+        scores[credited, destinations] = products(moved[credited]).double().numpy(force=True)
     return scores
 
 
 def _require_memory(setting: Setting, n_points: int) -> None:
-    cfg, graph = setting.parts.cfg, setting.graph
-    n, pos = max(group.contrast.clean.shape[1:3] for group in setting.groups)
-    d_mlp = cfg.d_mlp or 0
-    kept = graph.n_layers * (4 * cfg.d_model + 6 * graph.n_heads * cfg.d_head + 4 * d_mlp)
-    one_step = 8 * (graph.n_heads + 2 * graph.n_kv_heads) * cfg.d_model
-    floats = (
-        n * pos * (len(graph.sources) * cfg.d_model + n_points * (kept + one_step)) + 6 * n_points * n * cfg.d_vocab
-    )
-    width = torch.finfo(cfg.dtype).bits // 8
-    require(floats * width, f"gradients of {n} prompts at once", str(cfg.device), "lower the setting's batch")
+    cfg = setting.parts.cfg
+    largest = max(setting.groups, key=lambda group: _floats(setting, group, n_points))
+    needed = _floats(setting, largest, n_points) * torch.finfo(cfg.dtype).bits / 8
+    n = _batch_size(largest, n_points)[0]
+    require(needed, f"gradients of {n} prompts at once", str(cfg.device), "lower the setting's batch")
+
+
+def _floats(setting: Setting, group: Group, n_points: int) -> int:
+    """Numbers held at once: activations of all runs of a batch, what its sources write, gradients of one step."""
+    cfg, graph, pos = setting.parts.cfg, setting.graph, group.contrast.clean.shape[2]
+    n, n_points = _batch_size(group, n_points)
+    n_inputs = graph.n_heads + 2 * graph.n_kv_heads
+    kept = 4 * cfg.d_model + graph.n_heads * (8 * cfg.d_head + pos) + 4 * (cfg.d_mlp or 0)
+    of_runs = n_points * (pos * (graph.n_layers * kept + 3 * n_inputs * cfg.d_head) + 6 * cfg.d_vocab)
+    return n * (of_runs + pos * cfg.d_model * (len(graph.sources) + 2 * n_inputs))

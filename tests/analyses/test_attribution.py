@@ -227,6 +227,15 @@ def test_neither_batches_nor_the_order_of_prompts_matter(build, method):
     assert same(method(build("the_papers", order=(3, 0, 2, 1), batch=1)), expected)
 
 
+@pytest.mark.parametrize("along", ["inputs", "activations"])
+def test_how_much_is_run_at_once_does_not_matter(build, monkeypatch, along):
+    setting = build("the_papers", lengths=(7, 7, 7, 5))
+    expected = eap_ig(setting, steps=3, along=along)
+    for tokens in (1, 14, 21, 50):  # a run of a prompt; two of three; a prompt; two prompts
+        monkeypatch.setattr("analyses.localization.attribution.AT_ONCE", tokens)
+        assert same(eap_ig(setting, steps=3, along=along), expected, 1e-12)
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_callers_mode_does_not_matter_and_the_model_is_left_as_it_was(build, tiny_model, mode):
     model = tiny_model(ablation={"mask": "none"})

@@ -1,0 +1,186 @@
+"""The whole battery: every test on one model, corrected together, and what it comes to in one line.
+
+Tests are of four kinds, and the first two answer the question by themselves:
+
+    structure   what the architecture promises: the mask of a position is chosen by, and used at, that position alone
+    message     the ablated stream does with its mask what only a message would make it do
+    worth       what the own mask is worth to the ablated stream, be it as a message or by naming what is relevant
+    held        masks hold bits of the next token or of the prediction, whether or not anything reads them; those of a
+                trained local head do, since to know which units matter is to know something of what comes
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from analyses.leakage.blank import blank
+from analyses.leakage.decoder import decoder
+from analyses.leakage.depth import depth
+from analyses.leakage.finding import Finding
+from analyses.leakage.information import information
+from analyses.leakage.ladder import ladder
+from analyses.leakage.losses import losses
+from analyses.leakage.minimal_pairs import minimal_pairs
+from analyses.leakage.observed import Observed, observed
+from analyses.leakage.own_prediction import own_prediction
+from analyses.leakage.random_heads import random_heads
+from analyses.leakage.soft_hard import soft_hard
+from analyses.leakage.structure import structure
+from analyses.leakage.swap import swap
+from analyses.leakage.token_classes import token_classes
+from analyses.leakage.unit_permutation import unit_permutation
+from analyses.leakage.usage import usage
+from analyses.leakage.verdict import summary, verdict, verdict_table
+from analyses.result import Result
+from analyses.texts import Stories
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What every test is given.
+
+    Args:
+        model: with masks.
+        stories: that it is asked about.
+        observed: both of its streams on them.
+        heads: the model with random heads, a draw each; `controls`, what those do on the same stories.
+        seed: of everything that is drawn.
+        quick: leave out what takes long.
+    """
+
+    model: Any
+    stories: Stories
+    observed: Observed
+    heads: tuple[Any, ...]
+    controls: tuple[Observed, ...]
+    seed: int = 0
+    quick: bool = False
+
+
+def case_of(model: Any, stories: Stories, *, n_controls: int = 4, seed: int = 0, quick: bool = False) -> Case:
+    """Run the model, and as many draws of random heads on its trunk, over the stories.
+
+    Raises:
+        ValueError: a model without masks, too few stories, or too little memory.
+    """
+    heads = tuple(random_heads(model, 1000 * seed + i + 1) for i in range(n_controls))
+    seen, *controls = (observed(one, stories) for one in (model, *heads))
+    return Case(model, stories, seen, heads, tuple(controls), seed, quick)
+
+
+def _losses(case: Case) -> list[Finding]:
+    tokenizer = case.model.tokenizer
+    classes = None if tokenizer is None else token_classes(tokenizer, case.observed.d_vocab)
+    return losses(case.observed, classes, seed=case.seed)
+
+
+def _swap(case: Case) -> list[Finding]:
+    n_stories, n_donors = (20, 4) if case.quick else (80, 8)
+    return swap(
+        case.model, case.stories, case.observed, case.controls,
+        n_donors=n_donors, n_stories=n_stories, seed=case.seed,
+    )  # fmt: skip
+
+
+def _decoder(case: Case, of: str) -> list[Finding]:
+    return [decoder(case.observed, case.controls, of=of, by_layer=not case.quick, seed=case.seed)]
+
+
+def _minimal_pairs(case: Case) -> list[Finding]:
+    found = minimal_pairs(case.model, case.heads, seed=case.seed)
+    return [] if found is None else [found]
+
+
+def _of_case(test: Callable[..., Finding]) -> Callable[[Case], list[Finding]]:
+    return lambda case: [test(case.model, case.stories, case.observed, case.controls, seed=case.seed)]
+
+
+TESTS: dict[str, tuple[str, Callable[[Case], list[Finding]]]] = {
+    "structure": ("structure", lambda case: structure(case.model, case.stories, case.observed, seed=case.seed)),
+    "blank": ("message", _of_case(blank)),
+    "swap": ("message", _swap),
+    "ladder": ("worth", _of_case(ladder)),
+    "minimal pairs": ("message", _minimal_pairs),
+    "unit permutation": (
+        "message",
+        lambda case: [unit_permutation(case.model, case.stories, case.observed, seed=case.seed)],
+    ),
+    "soft and hard": ("worth", _of_case(soft_hard)),
+    "own prediction": (
+        "worth",
+        lambda case: [own_prediction(case.model, case.stories, case.observed, case.heads, seed=case.seed)],
+    ),
+    "loss inversion": ("message", _losses),
+    "decoder": ("held", lambda case: _decoder(case, "target")),
+    "decoder of prediction": ("held", lambda case: _decoder(case, "prediction")),
+    "mutual information": ("held", lambda case: [information(case.observed, case.controls, seed=case.seed)]),
+    "depth": ("held", _of_case(depth)),
+    "usage": ("held", lambda case: [usage(case.observed)]),
+}
+"""By name: the kind of the test, and what runs it."""
+
+
+UNITS = {"excess": "as in the column unit", "p_holm": "probability", "n": "positions", "n_stories": "stories"}
+TEXTS = 8
+"""Stories whose tokens are kept, for the view of them."""
+
+
+def battery(case: Case, tests: Iterable[str] = tuple(TESTS), *, progress: bool = False) -> Result:
+    """Run the tests, correct them together, and say what they come to.
+
+    Args:
+        tests: names of TESTS.
+        progress: show it on stderr.
+
+    Returns:
+        A row a finding, strongest first: `kind, test, verdict, excess` (value - null), `ci_low, ci_high` (95 %, of the
+        excess), `unit, p_holm` (corrected for all findings), `value, null, smallest, margin, relevant, p, n, n_stories,
+        measure`; all but p and counts in the row's `unit`. The meta has `verdict`,
+        `summary` (one line), `details` by test, `seconds` by name, the `knobs`, and the first stories as `texts`.
+
+    Raises:
+        ValueError: an unknown test, or too few stories.
+    """
+    names = list(tests)
+    if unknown := [name for name in names if name not in TESTS]:
+        raise ValueError(f"tests of leakage are {', '.join(TESTS)}; got {unknown[0]!r}")
+    findings: dict[str, list[Finding]] = {}
+    seconds = {}
+    for name in tqdm(names, "tests", disable=None if progress else True):
+        kind, test = TESTS[name]
+        start = time.perf_counter()
+        findings.setdefault(kind, []).extend(test(case))
+        seconds[name] = round(time.perf_counter() - start, 2)
+    table = verdict_table(findings)
+    meta = {
+        "verdict": verdict(table),
+        "summary": summary(table),
+        "knobs": {"n_stories": case.stories.n, "n_controls": len(case.heads), "seed": case.seed, "quick": case.quick},
+        "details": {one.test: one.detail for part in findings.values() for one in part},
+        "seconds": seconds,
+        "texts": _tokens(case),
+    }
+    told = meta["details"].get("blank stream", {}).get("bits_of_token", {})
+    meta["token_texts"] = {i: _text(case.model.tokenizer, int(i)) for i in told}
+    return Result("leakage", table, UNITS, meta)
+
+
+def leakage(
+    model: Any, stories: Stories, *, quick: bool = False, n_controls: int = 4, seed: int = 0, progress: bool = False
+) -> Result:
+    """Does the mask tell the next token? The battery on one model and some stories (`case_of`, `battery`)."""
+    case = case_of(model, stories, n_controls=n_controls, seed=seed, quick=quick)
+    return battery(case, progress=progress)
+
+
+def _tokens(case: Case) -> list[list[str]]:
+    """The tokens of the first stories as text."""
+    rows = zip(case.stories.tokens[:TEXTS].tolist(), case.stories.lengths[:TEXTS].tolist(), strict=True)
+    return [[_text(case.model.tokenizer, token) for token in row[:length]] for row, length in rows]
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    return f"id {token}" if tokenizer is None else tokenizer.decode([token])
