@@ -2,8 +2,8 @@
 
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
-knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there is
-shown. The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json`
+knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there, and what
+analyses.leakage has left under `OUT/leakage/`, are shown. The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json`
 prints the table of the checkpoints.
 
 Source: arXiv 2505.00509.
@@ -56,6 +56,7 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
             localization=_or_why_not(localization, model, args, name, made),
             story=_or_why_not(story, model, texts),
             circuit=_or_why_not(stored_circuit, args.out / "localization" / f"{name}.{CIRCUIT_METHOD}", made),
+            leakage=_or_why_not(stored_leakage, args.out / "leakage" / name, made),
         )
 
 
@@ -140,16 +141,34 @@ def stored_circuit(folder: Path, made: dict[str, Any]) -> Any:
         ValueError: there is none.
     """
     from analyses.localization.stored_circuit import circuit_of
+
+    command = f"python -m analyses.localization {made['checkpoint']} --method {CIRCUIT_METHOD}"
+    return _stored(folder, made, command, circuit_of)
+
+
+def stored_leakage(folder: Path, made: dict[str, Any]) -> Any:
+    """What the battery of leakage found, if it was asked of the same weights.
+
+    Raises:
+        ValueError: it was not, or the checkpoint has no masks.
+    """
+    if (made["ablation"] or {"mask": "none"})["mask"] == "none":
+        raise ValueError("this checkpoint has no masks")
+    command = f"python -m analyses.leakage {made['checkpoint']}"
+    return _stored(folder, made, command, lambda result: result.meta["summary"])
+
+
+def _stored(folder: Path, made: dict[str, Any], command: str, read: Callable[[Any], Any]) -> Any:
     from analyses.result import Result
 
-    asked = f"python -m analyses.localization {made['checkpoint']} --method {CIRCUIT_METHOD} finds one"
+    place = f"{folder.parent.name}/{folder.name}"
     try:
         result = Result.load(folder)
-        circuit_of(result)
-    except (OSError, ValueError):
-        raise ValueError(f"none is in {folder.parent.name}/{folder.name}; {asked}") from None
+        read(result)
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"no result is in {place}; {command} makes one") from None
     if result.meta.get("checkpoint_sha256") != made["checkpoint_sha256"]:
-        raise ValueError(f"the one in {folder.parent.name}/{folder.name} is of other weights; {asked}")
+        raise ValueError(f"the result in {place} is of other weights; {command} makes one")
     return result
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.figures import curve
+from analyses.leakage.report_part import leakage_html
 from analyses.localization import concentration_figure, head_figure
 from analyses.localization.circuit_drawing import drawing_html
 from analyses.localization.circuit_figures import faithfulness_figure
@@ -53,6 +54,7 @@ class Entry:
         localization: its Result, or why there is none.
         story: its masks on a story, or why there are none.
         circuit: a circuit of the task that was found before, or why there is none.
+        leakage: whether its masks are a message, as found before, or why that is not known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Entry:
     localization: Result | str
     story: StoryMasks | str
     circuit: Result | str = "none was looked for"
+    leakage: Result | str = "it was not asked"
 
 
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
@@ -182,6 +185,11 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n")
     else:
         body.append(masks_html(entry.story))
+    body.append("<h3>Is the mask a message?</h3>\n")
+    if isinstance(entry.leakage, str):
+        body.append(f"<p>Not known: {escaped(entry.leakage)}.</p>\n")
+    else:
+        body.append(leakage_html(entry.leakage))
     return "".join(body) + configuration_html(entry)
 
 

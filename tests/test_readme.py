@@ -22,6 +22,7 @@ COMMANDS = [
 SHORTER = {"sat_lens.train": "--steps 4 --eval-every 2 --eval-rows 4 --batch-size 2 --max-tokens 20000 --quiet"}
 SHORTER |= {
     "analyses.localization": "--n 16 --no-checks",
+    "analyses.leakage": "--n 8 --controls 2",
     "analyses.report": "--n 8",
     "sat_lens.evaluate": "--max-tokens 2000 --n 8",
 }

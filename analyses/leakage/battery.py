@@ -66,9 +66,9 @@ def case_of(model: Any, stories: Stories, *, n_controls: int = 4, seed: int = 0,
     Raises:
         ValueError: a model without masks, too few stories, or too little memory.
     """
+    seen = observed(model, stories)
     heads = tuple(random_heads(model, 1000 * seed + i + 1) for i in range(n_controls))
-    seen, *controls = (observed(one, stories) for one in (model, *heads))
-    return Case(model, stories, seen, heads, tuple(controls), seed, quick)
+    return Case(model, stories, seen, heads, tuple(observed(one, stories) for one in heads), seed, quick)
 
 
 def _losses(case: Case) -> list[Finding]:

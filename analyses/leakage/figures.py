@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, Page, curve, figure, heat_map
+from analyses.figures import COLORS, TEMPLATE, Page, curve, figure, heat_map
 from analyses.leakage.finding import LEAKS, NOTHING, OPEN
 from analyses.leakage.text_page import text_page
 from analyses.result import Result
@@ -70,13 +71,14 @@ def ladder_figure(result: Result) -> go.Figure:
     loss = np.asarray(detail["loss_bits"], dtype=float)
     drawn = figure(
         title=_title(result, f"Loss by the mask's origin, {detail['n_rows']:,} positions"),
-        x_title="the mask is that of the same / of another",
+        x_title="the mask: its own, of the renamed story, of another story with the same ..., one for all, none's",
         y_title="loss of the next token (bits)",
     )
     drawn.add_scatter(
-        x=detail["rungs"], y=loss, mode="lines+markers", name="ablated stream", line={"shape": "linear"},
+        x=detail["rungs"], y=loss, mode="lines+markers", name="ablated stream",
         hovertemplate="%{x}: %{y:.3f} bits<extra></extra>",
     )  # fmt: skip
+    drawn.update_yaxes(rangemode="tozero")
     return drawn
 
 
@@ -132,37 +134,42 @@ def swap_figure(result: Result) -> go.Figure:
         y_title="recipient predicts",
         unit="share of swaps",
     )
+    drawn.update_yaxes(automargin=True)
     drawn.update_traces(
+        zmin=0,
+        zmax=1,
+        colorscale=["#FFFFFF", COLORS[0]],
         customdata=n[np.ix_(shown, shown)],
         hovertemplate="recipient %{y}, donor %{x}: %{z:.3f} of %{customdata} swaps<extra></extra>",
     )
     return drawn
 
 
-def _title(result: Result, text: str) -> str:
-    name: Any = result.meta.get("checkpoint")
-    return f"{text}: {name}" if name else text
-
-
-ARMS_TESTS: tuple[str, ...] = ("swap", "blank stream", "minimal pairs", "ladder", "decoder", "mutual information")
+ARMS_TESTS: tuple[str, ...] = (
+    "swap (bits)",
+    "blank stream (bits)",
+    "minimal pairs (bits of odds)",
+    "ladder (bits)",
+    "decoder (bits)",
+    "mutual information (bits)",
+)
 
 
 def arms_figure(result: Result) -> go.Figure:
-    """Excess of some tests by arm, a marker a model with its interval.
+    """Excess of some tests by arm: a panel a test, a marker a model with its interval.
 
     Args:
         result: of `comparison.leakage_compared`.
     """
-    drawn = figure(
-        title="Leakage by arm, beyond the null", x_title="arm (a marker a model)", y_title="bits beyond the null"
-    )
     arms = list(dict.fromkeys(result.table.arm))
-    for i, test in enumerate(ARMS_TESTS):
-        rows = result.table[result.table.metric == f"{test} (bits)"].astype({"value": float})
+    drawn = make_subplots(rows=2, cols=3, subplot_titles=ARMS_TESTS, vertical_spacing=0.16)
+    drawn.update_layout(template=TEMPLATE, title_text="Leakage by arm, beyond the null", height=620, showlegend=False)
+    for i, metric in enumerate(ARMS_TESTS):
+        rows = result.table[result.table.metric == metric].astype({"value": float})
         within = rows.groupby("arm").cumcount() - (rows.groupby("arm").arm.transform("size") - 1) / 2
-        x = [arms.index(arm) for arm in rows.arm] + 0.13 * (i - (len(ARMS_TESTS) - 1) / 2) + 0.025 * within
+        place = {"row": i // 3 + 1, "col": i % 3 + 1}
         drawn.add_scatter(
-            x=x,
+            x=np.array([arms.index(arm) for arm in rows.arm], dtype=float) + 0.12 * within,
             y=rows.value,
             error_y={
                 "type": "data",
@@ -173,10 +180,23 @@ def arms_figure(result: Result) -> go.Figure:
                 "width": 0,
             },
             mode="markers",
-            name=test,
+            marker={"color": [COLORS[arms.index(arm) % len(COLORS)] for arm in rows.arm]},
             customdata=rows[["arm", "seed"]],
-            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.3f} bits<extra></extra>",
+            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.3f}<extra></extra>",
+            **place,
         )
-    drawn.update_xaxes(tickmode="array", tickvals=list(range(len(arms))), ticktext=arms, showgrid=False)
-    drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"})
+        drawn.update_xaxes(
+            tickmode="array",
+            tickvals=list(range(len(arms))),
+            ticktext=arms,
+            range=[-0.5, len(arms) - 0.5],
+            showgrid=False,
+            **place,
+        )
+        drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"}, **place)
     return drawn
+
+
+def _title(result: Result, text: str) -> str:
+    name: Any = result.meta.get("checkpoint")
+    return f"{text}: {name}" if name else text

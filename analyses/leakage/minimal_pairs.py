@@ -72,6 +72,7 @@ def _finding(model: Any, heads: Sequence[Any], task: Task, seed: int) -> Finding
         moved[0],
         moved[1:],
         n=task.n,
+        unit="bits of odds",
         detail={
             "odds_bits": {name: float(values.mean()) for name, values in odds.items()},
             "flips": {name: float((values < 0).mean()) for name, values in odds.items()},

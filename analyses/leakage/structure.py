@@ -35,8 +35,8 @@ from sat_lens.gates import LayerUnits
 from sat_lens.model import passing_through
 
 TOLERANCE = 1e-8
-"""Of the largest value. Double precision rounds at 2e-16; sums of 1e4 terms in 100 layers make 1e-13 of it, and a gap of
-1e-5 between scores, by which a soft mask divides, 1e-8. The wiring of before b88bc9b gave 1e-2 and more."""
+"""Of the largest value. Double precision rounds at 2e-16; sums of 1e4 terms in 100 layers make 1e-13 of it, and a gap
+of 1e-5 between scores, by which a soft mask divides, 1e-8. The wiring of before b88bc9b gave 1e-2 and more."""
 CUTS = 8
 """Positions of each story."""
 

@@ -24,7 +24,7 @@ def verdict_table(findings: Mapping[str, Sequence[Finding]]) -> pd.DataFrame:
     table = findings_table([one for part in findings.values() for one in part])
     kind = {one.test: kind for kind, part in findings.items() for one in part}
     table = table.assign(kind=[kind[test] for test in table.test], excess=table.value - table["null"])
-    return table[list(COLUMNS)]
+    return pd.DataFrame(table, columns=list(COLUMNS))
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -45,7 +45,7 @@ def summary(table: pd.DataFrame) -> str:
     if len(other):
         parts.append("masks are worth or hold more than their nulls: " + "; ".join(map(_told, other.itertuples())))
     for call in (OPEN, NOTHING):
-        rows = table[(table.verdict == call) & table.smallest.notna()]
+        rows = table[(table.verdict == call) & table.p.notna()]
         if len(rows):
             seen = ", ".join(f"{row.test} ({row.smallest:.2g} {row.unit})" for row in rows.itertuples())
             parts.append(f"{call}, with the least leak that would have been seen 4 times in 5: {seen}")
@@ -55,4 +55,4 @@ def summary(table: pd.DataFrame) -> str:
 def _told(row: object) -> str:
     """`swap 1.06 bits [0.94, 1.18] above its null of 0.00`."""
     low, high = (f"{end:.2f}" if np.isfinite(end) else "?" for end in (row.ci_low, row.ci_high))
-    return f"{row.test} {row.excess:.2f} {row.unit} [{low}, {high}] above its null of {row.null:.2f}"
+    return f"{row.test} {row.excess:.2f} {row.unit} [{low}, {high}] above its null of {row.null + 0.0:.2f}"
