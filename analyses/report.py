@@ -3,8 +3,8 @@
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
 knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there, and what
-analyses.leakage has left under `OUT/leakage/`, are shown. The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json`
-prints the table of the checkpoints.
+analyses.leakage has left under `OUT/leakage/`, are shown. The story comes from --corpus (default: the generator);
+--n is the number of IOI prompts. `--json` prints the table of the checkpoints.
 
 Source: arXiv 2505.00509.
 """

@@ -88,10 +88,7 @@ class Setting:
 
     def measured(self, logits: Float[Tensor, "*variant n d_vocab"], group: Group) -> Float[Tensor, "*variant n"]:
         """What logits at the last token are worth, prompt by prompt; differentiable."""
-        if self.value == "kl":
-            return -kl_divergence(group.intact.expand_as(logits), logits)
-        ids = (group.answers.expand(logits.shape[:-1]), group.wrong_answers.expand(logits.shape[:-1]))
-        return logit_difference(logits, *ids)
+        return measured(self.value, logits, group)
 
     def values(self, members: Bool[Any, "circuit source destination"]) -> Float[np.ndarray, "circuit n"]:
         """What each circuit is worth on each prompt, prompts in the order of the task.
@@ -129,6 +126,19 @@ class Setting:
             for group, other in zip(self.groups, contrasts, strict=True)
         ]
         return dataclasses.replace(self, groups=tuple(groups), ablation=ablation)
+
+
+def measured(value: str, logits: Float[Tensor, "*variant n d_vocab"], group: Any) -> Float[Tensor, "*variant n"]:
+    """What logits at the last token are worth, prompt by prompt, larger is better; differentiable.
+
+    Args:
+        value: `logit_diff`, or `kl`: minus the divergence of these logits from the intact ones.
+        group: prompts with `intact` logits, `answers` and `wrong_answers`.
+    """
+    if value == "kl":
+        return -kl_divergence(group.intact.expand_as(logits), logits)
+    ids = (group.answers.expand(logits.shape[:-1]), group.wrong_answers.expand(logits.shape[:-1]))
+    return logit_difference(logits, *ids)
 
 
 def setting_of(

@@ -24,10 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.localization.replay import end_logits, fused_activations, hook_name
-from analyses.localization.setting import UNITS
+from analyses.localization.setting import UNITS, measured
 from analyses.localization.unit_circuit import UnitCircuit, Units, units_of
 from analyses.localization.units import batches
-from analyses.metrics import kl_divergence, logit_difference
 from sat_lens.ablate import mean_activations
 from sat_lens.activations import inference
 from sat_lens.memory import require
@@ -84,10 +83,7 @@ class UnitSetting:
 
     def measured(self, logits: Float[Tensor, "*variant n d_vocab"], group: UnitGroup) -> Float[Tensor, "*variant n"]:
         """What logits at the last token are worth, prompt by prompt; differentiable."""
-        if self.value == "kl":
-            return -kl_divergence(group.intact.expand_as(logits), logits)
-        ids = (group.answers.expand(logits.shape[:-1]), group.wrong_answers.expand(logits.shape[:-1]))
-        return logit_difference(logits, *ids)
+        return measured(self.value, logits, group)
 
     def gates(self, members: Tensor, group: UnitGroup) -> Tensor:
         """The part of `members` that a group's gates are: [circuit 1 or n, 1 or pos, unit]."""
