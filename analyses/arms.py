@@ -39,6 +39,7 @@ def arm_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     apart = [ablation["forward"]] if ablation["forward"] != "hard" else []
     apart += [f"detach {ablation['detach']}"] if ablation["detach"] != "none" else []
     apart += [f"gap floor {ablation['gap_floor']:g}"] if ablation["gap_floor"] else []
+    apart += [f"score noise {noise:g}"] if (noise := ablation.get("score_noise")) else []
     return {"arm": " ".join([mask, f"k={k}", *apart]), "mask": mask, "k": k, "seed": seed}
 
 

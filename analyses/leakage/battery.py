@@ -74,7 +74,7 @@ def case_of(model: Any, stories: Stories, *, n_controls: int = 4, seed: int = 0,
 def _losses(case: Case) -> list[Finding]:
     tokenizer = case.model.tokenizer
     classes = None if tokenizer is None else token_classes(tokenizer, case.observed.d_vocab)
-    return losses(case.observed, classes, seed=case.seed)
+    return losses(case.observed, classes, case.controls, seed=case.seed)
 
 
 def _swap(case: Case) -> list[Finding]:

@@ -44,12 +44,14 @@ def planted(
     The attention head copies the token before, so that after a separator the clean stream predicts the next word.
     The global heads read `bits` bits of that word from the final stream, and for each let one of two neurons win; that
     neuron raises the words that have the bit by `sharpness` nats over those that have not. Nothing else reaches the
-    ablated logits. Words are equally likely after a separator, so that I(mask; next token | token) there is `bits`;
-    everywhere else, where a start or a separator comes next, neurons that say nothing win and it is 0: `told`.
+    ablated logits. Words are equally likely after a separator, so that the mask tells `bits` bits of the next token
+    beyond the current one wherever the clean stream predicts a word, and none elsewhere, where neurons that say nothing
+    win: at the start and its separator, since w0 comes by lot, and after words, since the separator is known.
 
-    What tests can see of it: the blank stream at most log2 of the stories with the separator, N, and
-    log2(N / (1 + (N - 1) / 2^bits)) on average; the swap at most log2 of its donors; decoder and mutual information all
-    of it, if words are seen often enough for a probe to learn 2^word_bits of them.
+    What tests can see of it: the blank stream about log2(N / (1 + (N - 1) / 2^bits)), where N stories have the
+    separator; the swap no more than log2 of its donors; the hijack only masks that name a word, with `word_bits` bits;
+    decoder and mutual information all of it, if each of 2^word_bits words is seen often enough to be learned. Tests of
+    the prediction count besides that the mask after the first separator says that there is none.
 
     Args:
         bits: of the message.
@@ -79,7 +81,9 @@ def planted(
     one = torch.eye(size, dtype=torch.float64)
     turn = one.clone()
     turn[:word_bits, :word_bits] = _turn(word_bits)
-    signs = torch.cat([torch.eye(bits), -torch.eye(bits)]).double()  # [neuron, bit]: the neuron that says 1, that says 0
+    signs = torch.cat(
+        [torch.eye(bits), -torch.eye(bits)]
+    ).double()  # [neuron, bit]: the neuron that says 1, that says 0
     with torch.no_grad():
         _look_back(model, 0, 1, 2 * size, place)
         attn.W_V[0, here, :size], attn.W_O[0, :size, said] = one, turn
@@ -142,7 +146,7 @@ def planted_stories(model: Any, n: int = 200, *, seed: int = 0) -> Stories:
 
 
 def relevant_stories(model: Any, n: int = 200, *, seed: int = 0) -> Stories:
-    """Stories that `relevant` predicts: the start says whether words are turned from the last one or the last but one."""
+    """Stories that `relevant` predicts: the start says whether words are turned from the last or the last but one."""
     draw = torch.Generator().manual_seed(seed + 1)
     return _stories(model, n, seed, torch.rand(n, generator=draw) < 0.5)
 
@@ -174,10 +178,9 @@ def _stories(model: Any, n: int, seed: int, of_last: Bool[Tensor, " story"]) -> 
 
 def _size(word_bits: int, n_separators: int) -> int:
     """Dimensions that a token takes: 1 or -1 for each bit of a word, 1 for a separator or a start."""
-    if not 0 < n_separators <= 2**word_bits - STARTS:
-        raise ValueError(
-            f"there must be from 1 to {2**word_bits - STARTS} separators with words of {word_bits} bits; got {n_separators}"
-        )
+    most = 2**word_bits - STARTS
+    if not 0 < n_separators <= most:
+        raise ValueError(f"words of {word_bits} bits must have from 1 to {most} separators; got {n_separators}")
     return word_bits + n_separators + STARTS
 
 

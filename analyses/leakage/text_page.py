@@ -71,7 +71,7 @@ def _attribute(text: str) -> str:
     return "&#10;".join(escaped(line) for line in text.split("\n"))
 
 
-def tokens_html(bits_of_token: Mapping[str, Sequence[float]], texts: Mapping[str, str]) -> str:
+def tokens_html(bits_of_token: Mapping[str, Sequence[float | int]], texts: Mapping[str, str]) -> str:
     """The current tokens after which the mask tells most, and how often they were seen."""
     ordered = sorted(bits_of_token.items(), key=lambda item: -item[1][0])[:LISTED]
     rows = [(repr(texts.get(token, f"id {token}")), f"{mean:.2f}", f"{int(n):,}") for token, (mean, n) in ordered]

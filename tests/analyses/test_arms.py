@@ -18,8 +18,8 @@ def meta(mask="local", seed=0, checkpoint="a", **changes):
 def test_an_arm_is_named_after_what_sets_it_apart():
     assert arm_of(meta("none", 2)) == {"arm": "none", "mask": "none", "k": None, "seed": 2}
     assert arm_of(meta())["arm"] == "local k=4"
-    soft = arm_of(meta("global", forward="soft", detach="scores", gap_floor=0.5, k_mlp=8))
-    assert soft["arm"] == "global k=4/8 soft detach scores gap floor 0.5" and soft["k"] == "4/8"
+    soft = arm_of(meta("global", forward="soft", detach="scores", gap_floor=0.5, score_noise=1.0, k_mlp=8))
+    assert soft["arm"] == "global k=4/8 soft detach scores gap floor 0.5 score noise 1" and soft["k"] == "4/8"
     assert arm_of({"checkpoint": "gpt2", "ablation": None, "training": {}})["arm"] == "gpt2"
 
 

@@ -167,6 +167,23 @@ def test_an_ablated_stream_that_is_better_is_an_inversion_and_the_class_is_named
     ), "an interval for one of two is the wider"
 
 
+def test_a_clean_stream_that_anything_beats_is_no_inversion():
+    found = written(0)
+    noise = np.random.default_rng(1).normal(0, 0.3, (4, found.n))
+
+    def beaten_by(bits: float, lot: int) -> Observed:
+        loss = found.loss_clean - bits * np.log(2) + noise[lot]
+        return dataclasses.replace(found, loss_ablated=loss.astype(np.float32))
+
+    def asked(*of_random: float):
+        return losses(beaten_by(0.4, 0), controls=[beaten_by(bits, i + 1) for i, bits in enumerate(of_random)])[0]
+
+    alone, as_random, worse = asked(), asked(0.3, 0.4, 0.5), asked(-3.0, -1.0, -9.0)
+    assert alone.verdict(alone.p) == LEAKS
+    assert as_random.null == pytest.approx(0.4, abs=0.02) and as_random.verdict(as_random.p) != LEAKS
+    assert [worse.null, worse.ci_low, worse.ci_high, worse.p] == [0, alone.ci_low, alone.ci_high, alone.p]
+
+
 def test_entropies_and_shares_by_hand():
     assert entropy(np.array([0, 0, 1, 2])) == pytest.approx(1.5)
     assert conditional_entropy(np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)

@@ -64,13 +64,10 @@ def test_models_of_single_precision_are_checked_in_double_and_stay_as_they_were(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    found = findings_of(model, texts, n_stories=2, seed=4)
+    found = findings_of(model, texts, n_stories=2)
     assert all(finding.value < 0.01 * TOLERANCE and finding.n_stories == 2 for finding in found.values())
     assert torch.equal(state, torch.get_rng_state()) and model.cfg.dtype == torch.float32
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert findings_of(model, texts, n_stories=2, seed=4) == pytest.approx(found, nan_ok=True) or all(
-        findings_of(model, texts, n_stories=2, seed=4)[name].value == finding.value for name, finding in found.items()
-    )
 
 
 def test_random_heads_on_the_same_trunk_are_wired_alike(tiny_model, texts):
@@ -107,12 +104,11 @@ def with_all_neurons(self, clean, masks):
     return SelfAblatingTransformer.ablated_stream(self, clean, kept)
 
 
-def one_bit(self, clean, masks):
+def hearing_the_next_token(self, clean, masks):
     """A thousandth of the embedding of the next token is added to the ablated stream's start."""
     start = clean.resid_pre[0] + 1e-3 * clean.resid_pre[0].roll(-1, 1)
-    return SelfAblatingTransformer.ablated_stream(
-        self, clean._replace(resid_pre=[start, *clean.resid_pre[1:]]), masks
-    )
+    clean = clean._replace(resid_pre=[start, *clean.resid_pre[1:]])
+    return SelfAblatingTransformer.ablated_stream(self, clean, masks)
 
 
 BROKEN = {
@@ -120,7 +116,7 @@ BROKEN = {
     "of_the_block_itself": ("masks_of", of_the_block_itself, {OF_MASKS}),
     "after_the_block": ("ablated_stream", after_the_block, {"counterfactual", "later layers"}),
     "with_all_neurons": ("ablated_stream", with_all_neurons, {"counterfactual"}),
-    "one_bit": ("ablated_stream", one_bit, {"counterfactual", "future tokens"}),
+    "hearing_the_next_token": ("ablated_stream", hearing_the_next_token, {"counterfactual", "future tokens"}),
 }
 
 
@@ -146,8 +142,7 @@ def test_deviations_that_are_no_number_are_no_evidence_of_anything(tiny_model, t
     assert found["counterfactual"].verdict(float("nan")) not in (LEAKS, NOTHING)
 
 
-def test_the_counterfactual_is_that_of_transformer_lens_one_position_at_a_time(tiny_model, texts):
-    """An error of a known size: the last bias of the ablated stream's last block, seen in the logits alone."""
+def test_an_error_of_known_size_is_measured(tiny_model, texts):
     model = tiny_model(MASKS["local"], normalization_type=None)
 
     def shifted(self, clean, masks):

@@ -1,13 +1,6 @@
-"""Does the ablated stream use its mask as a message? A model that does, to a known number of bits, and others.
-
-The planted model: stories are "0 a b a b a b ...", and its one attention head copies the token before, so that the
-clean stream predicts what comes next. That token's class, of 2^b, is written into the mask by the global heads: one
-of two neurons for each of b bits. Each neuron raises the logits of the tokens whose class has that bit, and nothing
-else reaches the logits. What comes next given the current token is anything, so the mask tells b bits.
-"""
+"""Does the ablated stream use its mask as a message? A model that does, to a known number of bits, and others."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -21,6 +14,7 @@ from analyses.leakage.ladder import ladder
 from analyses.leakage.minimal_pairs import minimal_pairs, unrelated
 from analyses.leakage.observed import Observed, observed
 from analyses.leakage.own_prediction import before_final_norm, own_prediction, projected_out
+from analyses.leakage.planted import planted, planted_stories
 from analyses.leakage.random_heads import random_heads, random_masks, token_masks
 from analyses.leakage.soft_hard import rounded, soft_hard
 from analyses.leakage.swap import swap
@@ -30,61 +24,8 @@ from analyses.leakage.variants import own_masks, passes
 from analyses.texts import Stories
 from sat_lens.tasks.load import load_task
 
-V, N_CTX, START = 16, 10, 16
-"""Tokens that stories are made of, positions, and the id that stories begin with."""
-TOLD = (N_CTX - 3) / (N_CTX - 1)
-"""Share of the predicted positions that the mask tells about: all but the first two."""
-
-
-@pytest.fixture
-def planted(tiny_model):
-    """`planted(bits, sharpness)`: the model."""
-
-    def build(bits: int, sharpness: float = 6.0, **ablation):
-        model = tiny_model(
-            ablation={"mask": "global", "k_attn": 1, "k_mlp": bits, **ablation},
-            n_layers=1, n_heads=1, d_head=V + 2, d_model=2 * V + 2 + N_CTX, d_mlp=3 * bits + 40, d_vocab=V + 1,
-            n_ctx=N_CTX, act_fn="relu", normalization_type=None, tie_word_embeddings=False,
-        )  # fmt: skip
-        said, place, nothing = slice(V + 1, 2 * V + 2), 2 * V + 2, V + 1
-        one = torch.eye(V + 1, dtype=torch.float64)
-        classes = (torch.arange(V)[:, None] >> torch.arange(bits)) & 1  # [token, bit]
-        agrees = torch.cat([classes == 0, classes == 1], 1).double().T  # [neuron, token]
-        of_start = torch.full((2 * bits, 1), 0.5, dtype=torch.float64)  # it is predicted where nothing else is
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-            attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
-            model.embed.W_E[:, : V + 1] = torch.eye(V + 1)
-            for pos in range(N_CTX):
-                model.pos_embed.W_pos[pos, place + pos] = 1
-                attn.W_K[0, place + pos, pos] = 1
-                attn.W_Q[0, place + pos, max(pos - 1, 0)] = 60
-            attn.W_V[0, : V + 1, : V + 1] = one
-            attn.W_O[0, : V + 1, said] = one
-            mlp.b_in[:] = 1
-            mlp.W_out[: 2 * bits, said] = sharpness * torch.cat([agrees, of_start], 1)
-            mlp.b_out[said] = -sharpness * bits  # what all of them together say, as in the clean stream
-            model.unembed.W_U[said] = one
-            model.gates["global"]["attn"].bias[nothing] = 1  # a channel that carries nothing
-            model.gates["global"]["mlp"].weight[: 2 * bits, V + 1 : 2 * V + 1] = agrees
-            model.gates["global"]["mlp"].bias[2 * bits : 3 * bits] = (
-                0.5  # neurons that say nothing, where nothing is predicted
-            )
-        return model
-
-    return build
-
-
-@pytest.fixture
-def texts():
-    def build(n: int = V * (V - 1), seed: int = 0) -> Stories:
-        pairs = [pair for pair in itertools.product(range(V), repeat=2) if pair[0] != pair[1]]
-        chosen = torch.tensor(pairs)[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:n]]
-        tokens = torch.cat([torch.full((n, 1), START), chosen.repeat(1, N_CTX)], 1)[:, :N_CTX]
-        return Stories(tokens, torch.full((n,), N_CTX))
-
-    return build
+WORDS, N_CTX = 16, 18
+"""Words and positions of the planted models."""
 
 
 def controls_of(model, stories, seeds=(1, 2, 3)):
@@ -102,16 +43,16 @@ def use_tests(model, stories, found, controls):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_a_planted_message_is_found_and_measured(planted, texts, bits):
-    model, stories = planted(bits), texts()
+def test_a_planted_message_is_found_and_measured(bits):
+    model = planted(bits, n_separators=2)
+    stories = planted_stories(model, 120)
     found = observed(model, stories)
-    late = found.pos > 1
-    assert (found.prediction == found.target)[late].all(), "the planted trunk must predict its stories"
+    told = (found.prediction < WORDS).mean()
     heads, controls = controls_of(model, stories)
     findings = use_tests(model, stories, found, controls)
     table = findings_table(findings).set_index("test")
     assert set(table.index[table.verdict == LEAKS]) >= {"blank stream", "swap", "ladder", "unit permutation"}
-    assert table.value["blank stream"] == pytest.approx(bits * TOLD, rel=0.2)
+    assert table.value["blank stream"] == pytest.approx(bits * told, rel=0.2)
     assert table.null["blank stream"] < 0.1 * bits
     rungs = next(finding for finding in findings if finding.test == "ladder").detail
     assert rungs["of_prediction"]["share"] > 0.9, "the prediction is all that the mask tells"
@@ -120,11 +61,12 @@ def test_a_planted_message_is_found_and_measured(planted, texts, bits):
     assert own.verdict(own.p) == LEAKS and own.detail["kept"]["prediction"] < own.detail["kept"]["random"]
 
 
-def test_the_rate_is_that_of_the_classes_the_mask_names(planted, texts):
+def test_the_rate_is_that_of_the_classes_the_mask_names():
     """Sharp neurons: what is left of the masks compared are those of the same class, counted one by one."""
-    model, stories = planted(2, sharpness=60.0), texts(30)
+    model = planted(2, n_separators=3, sharpness=60.0)
+    stories = planted_stories(model, 30)
     found = observed(model, stories)
-    said = np.where(found.pos > 1, found.prediction % 4, 4)
+    said = np.where(found.prediction < WORDS, found.prediction % 4, 4)
     after = continuations(found)
     kept = passes(model, stories, {"own": own_masks(found)}, after.read, blank=blank_stream(model, stories))
     bits = rates(found, after, kept["own"])[-1]
@@ -139,8 +81,9 @@ def test_the_rate_is_that_of_the_classes_the_mask_names(planted, texts):
 
 
 @pytest.mark.parametrize("kind", ["token", "random", "untrained", "shuffled"])
-def test_masks_that_cannot_tell_are_no_leak(planted, texts, kind):
-    model, stories = planted(3), texts(100)
+def test_masks_that_cannot_tell_are_no_leak(kind):
+    model = planted(3, n_separators=2)
+    stories = planted_stories(model, 60)
     _, controls = controls_of(model, stories)
     found = observed(model, stories)
     if kind == "untrained":
@@ -161,8 +104,9 @@ def test_masks_that_cannot_tell_are_no_leak(planted, texts, kind):
 
 
 @pytest.mark.slow
-def test_untrained_heads_raise_no_false_alarm_in_20_seeds(planted, texts):
-    model, stories = planted(2), texts(30)
+def test_untrained_heads_raise_no_false_alarm_in_20_seeds():
+    model = planted(2, n_separators=2, place=1.0)
+    stories = planted_stories(model, 30)
     _, controls = controls_of(model, stories)
     alarms = 0
     for seed in range(20):
@@ -172,16 +116,17 @@ def test_untrained_heads_raise_no_false_alarm_in_20_seeds(planted, texts):
     assert alarms <= 1
 
 
-def test_every_mask_that_names_a_token_makes_the_recipient_say_it(planted, texts):
-    """4 bits name the token: a swap is a hijack where the donor's mask names one, from the third position on."""
-    model, stories = planted(4, sharpness=60.0), texts()
+def test_every_mask_that_names_a_token_makes_the_recipient_say_it():
+    """4 bits name the word: a swap is a hijack where the donor's mask names one, that is, where it predicts one."""
+    model = planted(4, sharpness=60.0)
+    stories = planted_stories(model, 120)
     found = observed(model, stories)
     told, hijack = swap(model, stories, found, [], n_donors=4, n_stories=20, seed=5)
     rows = np.arange(20 * (N_CTX - 1))
     drawn = np.stack([donors(found, "token", 5 + i)[rows] for i in range(4)])
     valid = (drawn >= 0) & (found.prediction[drawn] != found.prediction[rows])
     valid &= valid.sum(0) > 1
-    names = np.where(valid, found.pos[drawn] > 1, np.nan)[:, valid.any(0)]
+    names = np.where(valid, found.prediction[drawn] < WORDS, np.nan)[:, valid.any(0)]
     assert hijack.detail["rate"] == pytest.approx(np.nanmean(names, 0).mean(), abs=1e-9)
     assert np.sum(hijack.detail["n"]) == valid.sum() and hijack.detail["classes"][-1] == "other"
     assert hijack.detail["base"] < 0.5 * hijack.detail["rate"]
@@ -189,8 +134,9 @@ def test_every_mask_that_names_a_token_makes_the_recipient_say_it(planted, texts
     assert told.detail["log_odds_shift"] > 100 + told.detail["log_odds_shift_of_others"]
 
 
-def test_the_blank_stream_is_the_same_wherever_it_is_asked(planted, texts):
-    model, stories = planted(2), texts(6)
+def test_the_blank_stream_is_the_same_wherever_it_is_asked():
+    model = planted(2)
+    stories = planted_stories(model, 6)
     of = blank_stream(model, stories)
     batch = next(batches(model, stories))
     same = batch.masks[:1, 2:3].expand_as(batch.masks)
@@ -201,10 +147,10 @@ def test_the_blank_stream_is_the_same_wherever_it_is_asked(planted, texts):
     assert not torch.allclose(logits_under(model, batch, batch.masks, of(batch)), logits)
 
 
-def test_unigram_and_bigram_count_the_other_stories_alone(planted, texts):
+def test_unigram_and_bigram_count_the_other_stories_alone():
     """Stories "1 1 2" and "1 2 2" of a vocabulary of 4: pairs 1-1, 1-2 and 1-2, 2-2."""
     columns = {"token": [1, 1, 1, 2], "target": [1, 2, 2, 2], "story": [0, 0, 1, 1]}
-    some = observed(planted(1), texts(2))
+    some = observed(planted(1), planted_stories(planted(1), 2))
     first = {field.name: getattr(some, field.name) for field in dataclasses.fields(some)}
     first = {name: value[:4] if isinstance(value, np.ndarray) else value for name, value in first.items()}
     found = Observed(**{**first, "d_vocab": 4, **{name: np.array(values) for name, values in columns.items()}})
@@ -215,22 +161,26 @@ def test_unigram_and_bigram_count_the_other_stories_alone(planted, texts):
     assert unigram[2] == pytest.approx(np.log2(3)) and bigram[2] == pytest.approx(-np.log2((1 + 10 / 3) / 12))
 
 
-def test_magnitudes_that_tell_are_told_from_winners_that_do(planted, texts):
+def test_magnitudes_that_tell_are_told_from_winners_that_do():
     """All code neurons win everywhere, and weigh more where they are right: hard masks say nothing, soft ones do."""
-    model, stories = planted(2, k_mlp=4, forward="soft"), texts()
+    model = planted(2, k_mlp=4, forward="soft")
+    stories, idle = planted_stories(model, 120), int(model.gates["global"]["attn"].bias.argmax())
     found = observed(model, stories)
     soft = np.zeros_like(found.soft)
-    soft[:, 0, V + 1] = 1
-    code = np.where(found.pos > 1, found.prediction % 4, 4)
-    right = np.stack([code & 1 == 0, code >> 1 & 1 == 0, code & 1 == 1, code >> 1 & 1 == 1], 1)
+    soft[:, 0, idle] = 1
+    code = np.where(found.prediction < WORDS, found.prediction % 4, 4)
+    right = np.stack([code & 1 == 1, code >> 1 & 1 == 1, code & 1 == 0, code >> 1 & 1 == 0], 1)
     soft[:, 0, found.attn_width : found.attn_width + 4] = 1 + 0.5 * right * (code < 4)[:, None]
     bits = np.zeros((found.n, 1, found.width), dtype=bool)
-    bits[:, 0, [V + 1, *range(found.attn_width, found.attn_width + 4)]] = True
+    bits[:, 0, [idle, *range(found.attn_width, found.attn_width + 4)]] = True
     told = dataclasses.replace(found, soft=soft, bits=np.packbits(bits, axis=-1))
     finding = soft_hard(model, stories, told, [])
     assert finding.verdict(finding.p) == LEAKS and finding.value > 1
     loss = finding.detail["loss_bits"]
-    assert loss["rounded"][-1] == pytest.approx(loss["soft"], abs=0.02) and finding.detail["gap"] > 1
+    assert loss["rounded"][-1] == pytest.approx(loss["soft"], abs=0.02)
+    # half a unit more is 1.5 nats for or against: 4 words at 3, 8 words and 3 other ids at 0, 4 words at -3
+    right = np.log2(19) - np.log2(4 + 11 * np.exp(-3) + 4 * np.exp(-6))
+    assert finding.detail["gap"] == pytest.approx(right * (code < 4).mean(), rel=0.01)
     hard = soft_hard(planted(2), stories, observed(planted(2), stories), [])
     assert hard.value == hard.null == 0 and hard.verdict(hard.p) == NOTHING
 
