@@ -55,4 +55,4 @@ def summary(table: pd.DataFrame) -> str:
 def _told(row: object) -> str:
     """`swap 1.06 bits [0.94, 1.18] above its null of 0.00`."""
     low, high = (f"{end:.2f}" if np.isfinite(end) else "?" for end in (row.ci_low, row.ci_high))
-    return f"{row.test} {row.excess:.2f} {row.unit} [{low}, {high}] above its null of {row.null + 0.0:.2f}"
+    return f"{row.test} {row.excess:.2f} {row.unit} [{low}, {high}] above its null of {round(row.null, 2) + 0.0:.2f}"
