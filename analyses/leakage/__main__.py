@@ -3,7 +3,8 @@
 Every test measures a leak, and what the same measure gives under its null: masks of untrained heads, or of other
 stories' positions with the same token. A test says `leaks`, `no evidence` (with the least leak that it would have
 seen) or `inconclusive`, corrected for all tests. What only a message explains (blank stream, swap, hijack, minimal
-pairs, unit permutation, loss inversion) decides the verdict; what a mask is worth, and what it holds, stands beside it.
+pairs, unit permutation, loss inversion) decides the verdict; what a mask is worth, and what it holds, stands beside it,
+and whether a short retraining of the trunk by the mask's gradient would let it say more.
 
 Probes are fitted on one half of the stories and judged on the other. All intervals are of 95 %, over stories and
 draws of the null. Results stand in OUT/leakage/CKPT, and with several checkpoints in OUT/leakage/arms.
@@ -18,7 +19,7 @@ from typing import Any
 from analyses.cli import answer, positive, question_parser
 from sat_lens.commands import run
 
-STORIES, QUICK_STORIES = 160, 40
+STORIES, QUICK_STORIES, MORE = 160, 40, 240
 CONTROLS, QUICK_CONTROLS = 4, 3
 
 
@@ -28,6 +29,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true",
         help=f"{QUICK_STORIES} stories, {QUICK_CONTROLS} controls, nothing by layer (under a minute)")  # fmt: skip
+    add("--no-retraining", action="store_true",
+        help="leave out the gradient route, for which the model is retrained a little (--quick does so)")  # fmt: skip
     add("--controls", type=positive, help=f"draws of untrained heads (default: {CONTROLS}; at least 2)")
     args = parser.parse_args(argv)
     args.n = args.n or (QUICK_STORIES if args.quick else STORIES)
@@ -40,12 +43,22 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def analyse(model: Any, args: argparse.Namespace) -> Any:
+    import torch
+
     from analyses.leakage.battery import leakage
     from analyses.texts import stories
 
+    retrains = not (args.quick or args.no_retraining)
+    texts = stories(args.corpus, model, args.n + (MORE if retrains else 0), args.seed)
+    judged, more = torch.arange(texts.n).split([min(args.n, texts.n), max(texts.n - args.n, 0)])
+    if retrains and not len(more):
+        raise ValueError(
+            f"retraining needs stories that nothing is judged by, and the corpus has {texts.n}; lower --n, or give "
+            "--no-retraining"
+        )
     return leakage(
-        model, stories(args.corpus, model, args.n, args.seed), quick=args.quick, n_controls=args.controls,
-        seed=args.seed, progress=not args.quiet,
+        model, texts.subset(judged), more=texts.subset(more) if retrains else None, quick=args.quick,
+        n_controls=args.controls, seed=args.seed, progress=not args.quiet,
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """The whole battery: every test on one model, corrected together, and what it comes to in one line.
 
-Tests are of four kinds, and the first two answer the question by themselves:
+Tests are of five kinds, and the first two answer the question by themselves:
 
     structure   what the architecture promises: the mask of a position is chosen by, and used at, that position alone
     message     the ablated stream does with its mask what only a message would make it do
     worth       what the own mask is worth to the ablated stream, be it as a message or by naming what is relevant
     held        masks hold bits of the next token or of the prediction, whether or not anything reads them; those of a
                 trained local head do, since to know which units matter is to know something of what comes
+    route       whether the trunk would learn to say more by its mask if it were trained on (`gradient_route`)
 """
 
 import dataclasses
@@ -14,12 +15,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from analyses.leakage.blank import blank
 from analyses.leakage.decoder import decoder
 from analyses.leakage.depth import depth
 from analyses.leakage.finding import Finding
+from analyses.leakage.gradient_route import gradient_route, training_rows
 from analyses.leakage.information import information
 from analyses.leakage.ladder import ladder
 from analyses.leakage.losses import losses
@@ -37,6 +40,9 @@ from analyses.leakage.verdict import summary, verdict, verdict_table
 from analyses.result import Result
 from analyses.texts import Stories
 
+STEPS, ROWS, JUDGED_ON = 60, 4, 40
+"""Of a retraining: steps, rows a step; stories that it is judged on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -49,6 +55,7 @@ class Case:
         heads: the model with random heads, a draw each; `controls`, what those do on the same stories.
         seed: of everything that is drawn.
         quick: leave out what takes long.
+        more: stories to retrain on, which nothing is judged by; None: no retraining.
     """
 
     model: Any
@@ -58,9 +65,18 @@ class Case:
     controls: tuple[Observed, ...]
     seed: int = 0
     quick: bool = False
+    more: Stories | None = None
 
 
-def case_of(model: Any, stories: Stories, *, n_controls: int = 4, seed: int = 0, quick: bool = False) -> Case:
+def case_of(
+    model: Any,
+    stories: Stories,
+    *,
+    n_controls: int = 4,
+    seed: int = 0,
+    quick: bool = False,
+    more: Stories | None = None,
+) -> Case:
     """Run the model, and as many draws of random heads on its trunk, over the stories.
 
     Raises:
@@ -68,7 +84,7 @@ def case_of(model: Any, stories: Stories, *, n_controls: int = 4, seed: int = 0,
     """
     seen = observed(model, stories)
     heads = tuple(random_heads(model, 1000 * seed + i + 1) for i in range(n_controls))
-    return Case(model, stories, seen, heads, tuple(observed(one, stories) for one in heads), seed, quick)
+    return Case(model, stories, seen, heads, tuple(observed(one, stories) for one in heads), seed, quick, more)
 
 
 def _losses(case: Case) -> list[Finding]:
@@ -92,6 +108,15 @@ def _decoder(case: Case, of: str) -> list[Finding]:
 def _minimal_pairs(case: Case) -> list[Finding]:
     found = minimal_pairs(case.model, case.heads, seed=case.seed)
     return [] if found is None else [found]
+
+
+def _gradient_route(case: Case) -> list[Finding]:
+    if case.more is None:
+        return []
+    length = min(case.model.cfg.n_ctx + 1, int(case.more.lengths.sum()))
+    rows = training_rows(case.more, steps=STEPS, batch_size=ROWS, length=length, seed=case.seed)
+    judged_on = case.stories.subset(torch.arange(min(JUDGED_ON, case.stories.n)))
+    return [gradient_route(case.model, judged_on, rows, seed=case.seed)]
 
 
 def _of_case(test: Callable[..., Finding]) -> Callable[[Case], list[Finding]]:
@@ -119,6 +144,7 @@ TESTS: dict[str, tuple[str, Callable[[Case], list[Finding]]]] = {
     "mutual information": ("held", lambda case: [information(case.observed, case.controls, seed=case.seed)]),
     "depth": ("held", _of_case(depth)),
     "usage": ("held", lambda case: [usage(case.observed)]),
+    "gradient route": ("route", _gradient_route),
 }
 """By name: the kind of the test, and what runs it."""
 
@@ -169,10 +195,17 @@ def battery(case: Case, tests: Iterable[str] = tuple(TESTS), *, progress: bool =
 
 
 def leakage(
-    model: Any, stories: Stories, *, quick: bool = False, n_controls: int = 4, seed: int = 0, progress: bool = False
+    model: Any,
+    stories: Stories,
+    *,
+    more: Stories | None = None,
+    quick: bool = False,
+    n_controls: int = 4,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Result:
     """Does the mask tell the next token? The battery on one model and some stories (`case_of`, `battery`)."""
-    case = case_of(model, stories, n_controls=n_controls, seed=seed, quick=quick)
+    case = case_of(model, stories, n_controls=n_controls, seed=seed, quick=quick, more=more)
     return battery(case, progress=progress)
 
 

@@ -20,7 +20,9 @@ from sat_lens.losses import cross_entropy
 
 V, N_CTX, START, BITS = 8, 10, 8, 3
 """Tokens that stories are made of, positions, the id that stories begin with, and bits that name a token."""
-KNOBS = {"lr": 0.05, "n_draws": 2}
+LR = 0.1
+UNTOLD = 2.75
+"""Bits. The token before is one of 7: who does not know it cannot get below log2(7) = 2.81, but for a lucky sample."""
 
 
 @pytest.fixture
@@ -76,17 +78,17 @@ def texts():
 
 def test_a_trunk_that_can_teach_its_mask_to_tell_does_so_where_it_feels_the_gradient(planted, texts):
     model = planted()
-    finding = gradient_route(model, *texts, **KNOBS)
+    finding = gradient_route(model, *texts, lr=LR, n_draws=4)
     assert finding.value > 0.5 and finding.verdict(finding.p) == LEAKS
     assert finding.ci_low < min(finding.detail["draws"]) and finding.n_stories == 16 and finding.n == 16 * (N_CTX - 1)
     fall, clean, ablated = (finding.detail[name] for name in ("fall", "clean", "ablated"))
-    assert fall["open"] - fall["closed"] == pytest.approx(finding.value) and abs(fall["closed"]) < 0.3
+    assert fall["open"] - fall["closed"] == pytest.approx(finding.value)
     assert clean["open"] == pytest.approx(clean["before"]), "the clean stream's logits do not see what the head copies"
-    assert max(ablated["open"]) < min(ablated["closed"])
+    assert max(ablated["open"]) < UNTOLD < min(ablated["closed"])
 
 
 def test_where_heads_cannot_read_what_the_trunk_learns_the_route_is_worth_exactly_nothing(planted, texts):
-    finding = gradient_route(planted(readable=False), *texts, **KNOBS)
+    finding = gradient_route(planted(readable=False), texts[0], texts[1][:20], lr=LR, n_draws=2)
     assert finding.value == finding.ci_low == finding.ci_high == 0 and finding.verdict(finding.p) == NOTHING
     assert finding.detail["fall"]["open"] != 0, "the heads do learn"
 
@@ -125,10 +127,8 @@ def test_the_model_and_random_states_stay_and_the_seed_decides(tiny_model, rows,
     np.random.seed(3)
     torch.manual_seed(3)
     states, threads = (torch.get_rng_state(), np.random.get_state()[1].copy()), torch.get_num_threads()
-    first, second, other = (
-        gradient_route(model, held_out, rows, start=start, n_draws=2, seed=seed) for seed in (0, 0, 5)
-    )
-    assert repr(first) == repr(second) and first.value != other.value and first.value != 0
+    first, second = (gradient_route(model, held_out, rows, start=start, n_draws=2, seed=4) for _ in range(2))
+    assert repr(first) == repr(second) and first.detail["draws"][0] != first.detail["draws"][1] != 0
     assert first.detail["steps"] == 5 and first.detail["start"] == start
     assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
     assert threads == torch.get_num_threads() and not model.training and model.ablation.detach == "none"
@@ -143,7 +143,9 @@ def test_both_arms_begin_alike_and_from_the_models_trunk_or_from_nothing(tiny_mo
         assert torch.equal(trunk.state_dict()[name], value) != name.startswith("gates.")
         assert torch.equal(scratch.state_dict()[name], fresh(model, "scratch", 1).state_dict()[name])
     assert not torch.equal(scratch.embed.W_E, model.embed.W_E) and scratch.ablation == model.ablation
-    assert not torch.equal(fresh(model, "trunk", 2).gates["global"]["attn"].weight, trunk.gates["global"]["attn"].weight)
+    assert not torch.equal(
+        fresh(model, "trunk", 2).gates["global"]["attn"].weight, trunk.gates["global"]["attn"].weight
+    )
 
 
 def test_retraining_is_the_trainers_and_takes_what_it_is_told_to_change(tiny_model, rows):
@@ -160,10 +162,27 @@ def test_retraining_is_the_trainers_and_takes_what_it_is_told_to_change(tiny_mod
         retrained(model, rows, k_mlp=25)
 
 
+def test_noise_on_scores_is_felt_in_training_and_drawn_from_the_seed(tiny_model, rows):
+    model = tiny_model(dtype=torch.float32)
+    state = torch.get_rng_state()
+    knobs = [{}, {"score_noise": 0.5}, {"score_noise": 0.5}, {"score_noise": 0.5, "seed": 1}]
+    weights = [retrained(model, rows, **knob).blocks[0].mlp.W_in for knob in knobs]
+    assert torch.equal(weights[1], weights[2]) and torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[3])
+    assert model.gates.score_noise == 0
+
+
+def test_a_training_that_diverges_says_so(tiny_model, rows):
+    with pytest.raises(ValueError, match="retraining with lr 1e\\+20 diverged; lower lr"):
+        retrained(tiny_model(dtype=torch.float32), rows, lr=1e20)
+
+
 def test_what_cannot_be_asked_is_refused(tiny_model, rows):
     model, held_out = tiny_model(), Stories(rows[0, :, :16], torch.tensor([16, 9, 12]))
     with pytest.raises(ValueError, match="start must be one of trunk, scratch; got 'else'"):
         gradient_route(model, held_out, rows, start="else")
+    with pytest.raises(ValueError, match="detach cannot be chosen"):
+        gradient_route(model, held_out, rows, detach="none")
     with pytest.raises(ValueError, match="n_draws must be at least 2"):
         gradient_route(model, held_out, rows, n_draws=1)
     with pytest.raises(ValueError, match="needs a row of 17 tokens; these stories have 16"):

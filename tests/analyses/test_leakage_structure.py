@@ -1,5 +1,6 @@
 """Is the ablated stream wired as it is defined? Models that are, of every kind, and models broken by hand."""
 
+import itertools
 import types
 
 import numpy as np
@@ -42,8 +43,13 @@ def leaks(found):
     return {name for name, finding in found.items() if finding.verdict(finding.p) == LEAKS}
 
 
-@pytest.mark.parametrize("host", sorted(HOSTS))
-@pytest.mark.parametrize("mask", sorted(MASKS))
+@pytest.mark.parametrize(
+    ("host", "mask"),
+    [
+        *itertools.product(sorted(HOSTS), ("local", "global")),
+        *itertools.product(("the_papers", "rms_rotary_gated"), sorted(set(MASKS) - {"local", "global"})),
+    ],
+)
 def test_what_is_wired_as_defined_deviates_by_rounding_alone(tiny_model, texts, host, mask):
     model = tiny_model(MASKS[mask], **HOSTS[host])
     found = findings_of(model, texts)
@@ -58,9 +64,9 @@ def test_what_is_wired_as_defined_deviates_by_rounding_alone(tiny_model, texts, 
         assert found["later layers"].detail["masks_moved"] == 0
 
 
-@pytest.mark.parametrize("mask", ["local", "global", "soft"])
+@pytest.mark.parametrize("mask", ["global", "soft"])
 def test_models_of_single_precision_are_checked_in_double_and_stay_as_they_were(tiny_model, texts, mask):
-    model = tiny_model(MASKS[mask], dtype=torch.float32, n_layers=4)
+    model = tiny_model(MASKS[mask], dtype=torch.float32, n_layers=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
