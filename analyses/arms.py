@@ -7,6 +7,7 @@ is over seeds (Welch's t), since the claim is about the way of training and not 
 With 3 seeds against 3 there are 20 ways to deal them out: no exact permutation p-value is below 0.1.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
@@ -92,7 +93,9 @@ def difference(values: np.ndarray, base: np.ndarray) -> dict[str, Any]:
         if np.ptp(values) == 0 == np.ptp(base):  # no spread at all: Welch's t is 0/0
             low = high = float(values.mean() - base.mean())
         else:
-            interval = stats.ttest_ind(values, base, equal_var=False).confidence_interval(0.95)
+            with warnings.catch_warnings():  # scipy minds a sample whose values are all equal; the other one is not
+                warnings.simplefilter("ignore", RuntimeWarning)
+                interval = stats.ttest_ind(values, base, equal_var=False).confidence_interval(0.95)
             low, high = float(interval.low), float(interval.high)
         p = permutation_p_value(values, base)
         smallest = min(1.0, 2 / comb(n + m, n))

@@ -124,7 +124,8 @@ def answer(
                 found.append(result)
                 show(result, figures, args.out / question / f"{name}{ending}", args)
     if compare is not None and len(found) > 1:
-        show(compare(found), compared_figures, args.out / question / f"{COMPARED}{ending}", args)
+        compared = with_shared_provenance(compare(found), found)
+        show(compared, compared_figures, args.out / question / f"{COMPARED}{ending}", args)
 
 
 def show(result: Any, figures: Callable[[Any], Mapping[str, Any]], folder: Path, args: argparse.Namespace) -> None:
@@ -174,6 +175,16 @@ def with_provenance(result: Any, model: Any, checkpoint: str, seed: int, command
     return dataclasses.replace(
         result, meta={**provenance(model, checkpoint, seed=seed, command=command), **result.meta}
     )
+
+
+def with_shared_provenance(compared: Any, results: Sequence[Any]) -> Any:
+    """What compares results, with what made them added to its meta."""
+    import dataclasses
+
+    first = results[0].meta
+    made = {key: first[key] for key in ("versions", "commit", "command", "date", "seed")}
+    made["sha256"] = {result.meta["checkpoint"]: result.meta["checkpoint_sha256"] for result in results}
+    return dataclasses.replace(compared, meta={**made, **compared.meta})
 
 
 def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: bool = False) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.arms import COLUMNS, arm_of, arms_table, differences
+from analyses.arms import COLUMNS, arm_of, arms_table, difference, differences
 from analyses.result import Result
 from sat_lens.config import SelfAblation
 
@@ -52,3 +52,8 @@ def test_two_seeds_are_no_claim_and_one_has_no_interval():
     assert (two.ci_low, two.ci_high) == (8, 8) and not two.claim
     assert np.isnan(one.ci_low) and np.isnan(one.p) and not one.claim
     assert differences(long({"local": [1.0, 2.0]})).empty
+
+
+def test_an_arm_whose_seeds_are_all_alike_is_compared_without_a_warning(recwarn):
+    found = difference(np.array([1.0, 1.0, 1.0]), np.array([0.7, 0.8, 0.9]))
+    assert not recwarn.list and found["ci_low"] < 0.2 < found["ci_high"] and found["difference"] == pytest.approx(0.2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -105,6 +106,9 @@ def test_the_command_writes_a_circuit_beside_the_units_and_compares_checkpoints(
     assert "edges at faithfulness 0.9" in capsys.readouterr().out
     for name in ("none-s0.eap", "local-k4-s0.eap", "arms.eap"):
         assert (tmp_path / "localization" / name / "table.csv").is_file()
+    arms = Result.load(tmp_path / "localization" / "arms.eap").meta
+    assert arms["command"].endswith(shlex.join(["none-s0", "local-k4-s0", *flags]))
+    assert set(arms["sha256"]) == {"none-s0", "local-k4-s0"}
     assert (tmp_path / "localization" / "none-s0.eap" / "figures" / "circuit.html").is_file()
     main(["none-s0", *flags, "--json", "--size", "20", "--circuit-out", str(tmp_path / "c.json")])
     shown = json.loads(capsys.readouterr().out)
