@@ -62,9 +62,12 @@ def decoder(
     alone = {layer: _mean(observed, mask_features(observed, [layer]), found, seed) for layer in layers}
     upto = {layer: _mean(observed, mask_features(observed, range(layer + 1)), found, seed) for layer in layers[1:-1]}
     upto |= {0: alone[0], observed.n_layers - 1: float(story_means(observed, gains).mean())} if by_layer else {}
+    beats = bool(beyond.mean() > MARGIN_BITS + 2 * beyond.std(ddof=1) / np.sqrt(len(beyond)))
+    what = "next token" if of == "target" else "prediction"
+    measure = f"bits of the {what} that a probe of masks gains over the bigram"
     return judged(
         "decoder" if of == "target" else "decoder of prediction",
-        f"bits of the {'next token' if of == 'target' else 'prediction'} that a probe of masks gains over the bigram",
+        measure if beats else f"{measure}; no more than from masks of other positions with the same token",
         story_means(observed, gains),
         [story_means(observed, null) for null in nulls],
         n=observed.n,
@@ -72,7 +75,7 @@ def decoder(
         detail={
             "loss_bits": {name: float(story_means(observed, loss).mean()) for name, loss in losses.items()},
             "shuffled": float(story_means(observed, mixed).mean()),
-            "beats_shuffled": bool(beyond.mean() > MARGIN_BITS + 2 * beyond.std(ddof=1) / np.sqrt(len(beyond))),
+            "beats_shuffled": beats,
             "layer": [alone[layer] for layer in layers],
             "cumulated": [upto[layer] for layer in layers],
             "share_of_rest": float(np.mean(np.concatenate([f.label[f.judged] == f.n_classes - 1 for f in found]))),
