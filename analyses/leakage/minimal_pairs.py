@@ -26,6 +26,9 @@ from analyses.texts import Stories
 from sat_lens.tasks.load import load_task
 from sat_lens.tasks.task import Task, TaskError
 
+MARGIN_ODDS, RELEVANT_ODDS = 0.5, 2.0
+"""Bits of odds: models that solve the task prefer their answer by 10 and more, and a factor of 4 turns none of them."""
+
 
 def minimal_pairs(model: Any, heads: Sequence[Any], *, n: int = 64, seed: int = 0) -> Finding | None:
     """Bits by which the pair's mask moves the odds towards the pair's answer; None where the tokenizer has no names.
@@ -73,6 +76,8 @@ def _finding(model: Any, heads: Sequence[Any], task: Task, seed: int) -> Finding
         moved[1:],
         n=task.n,
         unit="bits of odds",
+        margin=MARGIN_ODDS,
+        relevant=RELEVANT_ODDS,
         detail={
             "odds_bits": {name: float(values.mean()) for name, values in odds.items()},
             "flips": {name: float((values < 0).mean()) for name, values in odds.items()},
