@@ -24,6 +24,7 @@ def measured(result: Result) -> list[dict[str, Any]]:
     n = task["n"]
     rows = [
         ("edges at faithfulness 0.9", matched["n_edges"], matched["low"], matched["high"]),
+        ("log2 of edges at faithfulness 0.9", *(_log2(matched[key]) for key in ("n_edges", "low", "high"))),
         ("edges at faithfulness 0.9, without dead ends", matched["n_edges_pruned"], None, None),
         ("edges of the circuit", circuit["n_edges"], None, None),
         ("faithfulness of the circuit", circuit["faithfulness"], circuit["ci_low"], circuit["ci_high"]),
@@ -37,6 +38,11 @@ def measured(result: Result) -> list[dict[str, Any]]:
         if (area["sign"], area["axis"]) == ("absolute", "log")
     ]
     return [{"metric": m, "value": v, "ci_low": low, "ci_high": high, "n": n} for m, v, low, high in rows]
+
+
+def _log2(size: Any) -> float | None:
+    """Of a number of edges, so that arms are compared by ratios; none is taken for one."""
+    return None if size is None else float(np.log2(max(float(size), 1.0)))
 
 
 def circuits_compared(results: Sequence[Result], baseline: str = "none") -> Result:

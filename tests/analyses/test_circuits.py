@@ -97,6 +97,10 @@ def test_arms_are_compared_seed_by_seed(result):
     sizes = next(row for row in found.meta["differences"] if row["metric"] == "edges at faithfulness 0.9")
     assert (sizes["arm"], sizes["baseline"], sizes["difference"], sizes["n_seeds"]) == ("local k=4", "none", 10, 3)
     assert sizes["claim"] and sizes["p"] == pytest.approx(0.1)
+    ratio = next(row for row in found.meta["differences"] if row["metric"].startswith("log2 of edges"))
+    edges = found.table[found.table.metric == "edges at faithfulness 0.9"].groupby("arm").value
+    by_hand = edges.apply(lambda sizes: np.log2(sizes.astype(float)).mean())
+    assert ratio["difference"] == pytest.approx(by_hand["local k=4"] - by_hand["none"])
     assert len(found.meta["jaccard"]) == 15 and found.meta["jaccard"][0]["jaccard"] == 1
 
 
