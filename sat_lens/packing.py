@@ -1,5 +1,6 @@
 """Packing: stories become a folder of token files (`sat_lens.token_files`), written whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -43,6 +44,7 @@ def pack(
         progress: show a bar on stderr.
     """
     folder = Path(folder)
+    new = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -52,6 +54,9 @@ def pack(
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # they hold the tokens, unless nothing could be packed
+            for parent in new:
+                parent.rmdir()
     return PackedTokens.open(folder, verify=False)
 
 

@@ -253,6 +253,15 @@ def test_a_corpus_is_packed_once(tmp_path, corpus, monkeypatch):
     assert again.folder == first.folder and again.tokens.tolist() == first.tokens.tolist()
 
 
+def test_a_corpus_that_is_refused_leaves_no_folder(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for cache in (tmp_path / "new" / "cache", kept):
+        with pytest.raises(PackingError):
+            pack(["one <|endoftext|> two"], _words(), cache / "tokens")
+    assert not (tmp_path / "new").exists() and list(kept.iterdir()) == []
+
+
 def test_another_text_tokenizer_seed_or_length_is_packed_anew(tmp_path, corpus):
     folders = [packed(corpus, _words(), tmp_path / "cache").folder]
     folders.append(packed(corpus, _words(11), tmp_path / "cache").folder)
