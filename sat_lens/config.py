@@ -40,6 +40,9 @@ class SelfAblation:
         forward: `hard` (k ones; the soft mask is the backward pass) or `soft`.
         gap_floor: smallest gap that the soft mask divides by; 0 is the paper's, and its gradient
             grows as 1/gap. A positive floor bounds it.
+        score_noise: standard deviation of the Gaussian noise that is added to scores in training mode, in
+            units of their spread over the units of the layer at that token (0: none). A message in the
+            mask has to outlast it.
         unit: `channel` (one dimension of z) or `head`.
         scope: k winners in each `layer`, or in the whole `model`.
         score_input: what local gates read: the `raw` residual stream, or the one `normalized` by ln1.
@@ -53,8 +56,8 @@ class SelfAblation:
     Raises:
         ValueError: a field out of its range, with the range and the value.
 
-    Source: arXiv 2505.00509 and its code; `estimator`, `gap_floor`, `unit`, `scope`, `score_input`
-    and `detach` name choices on which the two differ or which neither offers.
+    Source: arXiv 2505.00509 and its code; `estimator`, `gap_floor`, `score_noise`, `unit`, `scope`,
+    `score_input` and `detach` name choices on which the two differ or which neither offers.
     """
 
     mask: Mask = "local"
@@ -65,6 +68,7 @@ class SelfAblation:
     estimator: Estimator = "sigmoid"
     forward: Forward = "hard"
     gap_floor: float = 0.0
+    score_noise: float = 0.0
     unit: Unit = "channel"
     scope: Scope = "layer"
     score_input: ScoreInput = "raw"
@@ -85,7 +89,7 @@ class SelfAblation:
             value = getattr(self, field)
             if not (value is None and field == "temperature_mlp") and not _is_number(value, above=0):
                 raise ValueError(f"{field} must be a number above 0; got {value!r}")
-        for field in ("gap_floor", "w_clean", "w_ablated", "w_reconstruction"):
+        for field in ("gap_floor", "score_noise", "w_clean", "w_ablated", "w_reconstruction"):
             if not _is_number(value := getattr(self, field)):
                 raise ValueError(f"{field} must be a finite number of at least 0; got {value!r}")
 

@@ -23,6 +23,7 @@ from sat_lens.memory import available_bytes
 from sat_lens.presets import TrainingSettings
 
 CHUNK, CHUNK_ON_ACCELERATOR = 256, 8192  # tokens whose logits exist at a time, as in `sat_lens.fast`
+FEW = 16  # times as many units as winners, at least, where only the winners are computed: `sat_lens.few_winners`
 ESTIMATE_ERROR = 1.4  # a measured peak is at most this multiple of an estimate
 HOSTS_WITHOUT_BIAS = (None, "GPTNeoForCausalLM")  # as in `sat_lens.tying`
 NORM_PARAMETERS = {"LN": 2, "RMS": 1}
@@ -110,16 +111,17 @@ def kept_activations(cfg: Any, ablation: SelfAblation) -> int:
     """Numbers a token that the fused path keeps for its backward pass.
 
     A clean layer keeps its input, both norms' outputs and the middle of the residual stream (4 d), q, k,
-    v and z (4 A), and neurons before and after the activation (2 M). An ablated one keeps z of the
-    past besides (3 A), but neurons only before the activation (M), and the scores of the mask (A + M) and,
-    where it is soft, the mask.
+    v and z (4 A), and neurons before and after the activation (2 M). An ablated one keeps neurons only
+    before the activation (M), or none but the winners where those are few, and besides the scores of
+    the mask (A + M) and, where it is soft, the mask.
     """
     d, width, neurons = cfg.d_model, _width(cfg), _neurons(cfg)
     clean = 4 * d + 2 * width + 2 * _kv_width(cfg) + 2 * neurons
     if ablation.mask == "none":
         return cfg.n_layers * clean + 2 * d
     kept = 2 * width + 2 * neurons if ablation.forward == "soft" else width + neurons  # scores, and soft masks
-    ablated = 4 * d + 3 * width + 2 * _kv_width(cfg) + neurons + kept
+    ablated = 4 * d + 2 * width + 2 * _kv_width(cfg) + kept
+    ablated += 2 * ablation.k_attn + 3 * ablation.k_mlp + 12 if _few_winners(cfg, ablation) else neurons
     return cfg.n_layers * (clean + ablated) + 4 * d
 
 
@@ -137,9 +139,7 @@ def training_memory(cfg: Any, ablation: SelfAblation, batch: int, pos: int | Non
     size, n = _bytes(cfg), parameters(cfg, ablation)
     streams = 1 if ablation.mask == "none" else 2
     tokens = batch * (pos or cfg.n_ctx)
-    joined = (
-        streams * cfg.n_layers * cfg.d_model * (_width(cfg) + 2 * _kv_width(cfg))
-    )  # weights of q, k, v side by side
+    joined = cfg.n_layers * cfg.d_model * (_width(cfg) + 2 * _kv_width(cfg))  # weights of q, k, v side by side
     working = tokens * (2 * _neurons(cfg) + 4 * cfg.d_model)
     chunk = min(tokens, CHUNK if str(cfg.device or "cpu") == "cpu" else CHUNK_ON_ACCELERATOR)
     unembed = (streams + 1) * cfg.d_model * cfg.d_vocab_out
@@ -219,6 +219,16 @@ def _kv_width(cfg: Any) -> int:
 
 def _neurons(cfg: Any) -> int:
     return 0 if cfg.attn_only else cfg.d_mlp
+
+
+def _few_winners(cfg: Any, ablation: SelfAblation) -> bool:
+    """`sat_lens.few_winners.are_few`, in float32."""
+    return (
+        str(cfg.device or "cpu") == "cpu"
+        and (ablation.forward, ablation.unit, ablation.scope) == ("hard", "channel", "layer")
+        and FEW * ablation.k_attn <= _width(cfg)
+        and FEW * ablation.k_mlp <= _neurons(cfg)
+    )
 
 
 def _projections(cfg: Any) -> int:

@@ -3,9 +3,10 @@
 One clean pass serves both streams: keys, values and relevance scores come from it. The clean stream
 uses PyTorch's scaled dot-product attention, the ablated one the same kernel with the own key merged
 in (`sat_lens.own_key`, with the derivation). The mask is one function with a closed-form backward pass
-(`sat_lens.winners`), products go through oneDNN on a CPU (`sat_lens.products`), and the unembedding is
-never whole: `linear_cross_entropy` works on a few hundred tokens at a time and has the gradient ready
-when the forward pass ends.
+(`sat_lens.winners`); where winners are few, units are computed for them alone (`sat_lens.few_winners`).
+Products go through oneDNN on a CPU (`sat_lens.products`), and the unembedding is never whole:
+`linear_cross_entropy` works on a few hundred tokens at a time and has the gradient ready when the
+forward pass ends.
 
 It steps aside (`applies`) for any hook anywhere on the model and for architectures outside the
 published family (LayerNorm, learned positions, sequential blocks, full attention).
@@ -19,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sat_lens.gates import masks
+from sat_lens.few_winners import are_few, channels_out, neurons_out, with_gradient
+from sat_lens.gates import LayerUnits, SoftMasks, masks, soft_masks
 from sat_lens.losses import Losses, weighted
 from sat_lens.own_key import OwnKeyAttention, kernel_is_right
 from sat_lens.products import linear, product, product_type, weight_gradient
@@ -62,9 +64,10 @@ def applies(model: Any) -> bool:
 def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]) -> Losses:
     """`SelfAblatingTransformer.losses`, fused."""
     x0 = model.embed.W_E[tokens] + model.pos_embed.W_pos[: tokens.shape[1]]
+    joined = [_joined(block.attn) for block in model.blocks]
     resid, keys, values = [x0], [], []
-    for block in model.blocks:
-        q, k, v = _qkv(block, _norm(block.ln1, resid[-1]))
+    for block, weights in zip(model.blocks, joined, strict=True):
+        q, k, v = _qkv(block, _norm(block.ln1, resid[-1]), *weights)
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / block.attn.attn_scale)
         mid = resid[-1] + _out(block, z.transpose(1, 2))
         resid.append(mid + _mlp(block, _norm(block.ln2, mid)))
@@ -79,18 +82,21 @@ def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "b
     inputs, read = resid[:-1], final
     if ablation.detach == "trunk":
         inputs, read = [x.detach() for x in inputs], read.detach()
-    chosen = masks(model.gates(inputs, read), ablation, model.cfg.d_head)
+    gates, soft = model.gates(inputs, read), None
+    if are_few(ablation, x0.device, model.cfg.n_heads * model.cfg.d_head, model.cfg.d_mlp):
+        soft = soft_masks(ablation)  # and the gates stay scores
+        if ablation.detach == "scores":
+            gates = [LayerUnits(*(of.detach() for of in gate)) for gate in gates]
+    else:
+        gates = masks(gates, ablation, model.cfg.d_head)
 
-    ablated, hard = [x0], ablation.forward == "hard"
-    for block, k, v in zip(model.blocks, keys, values, strict=True):
-        mask = chosen.pop(0)  # nothing here holds a mask longer than it must
-        q, own_k, own_v = _qkv(block, _norm(block.ln1, ablated[-1]))
-        z = OwnKeyAttention.apply(q, k, v, own_k, own_v, 1 / block.attn.attn_scale)
-        attn, mlp, act = block.attn, block.mlp, ACTIVATIONS[block.cfg.act_fn]
-        z, channels = z.transpose(1, 2).flatten(-2), mask.attn.flatten(-2)
-        mid = ablated[-1] + _masked_out(z, channels, attn.W_O.flatten(0, 1), attn.b_O, _same, hard)
-        pre = _pre(block, _norm(block.ln2, mid))
-        ablated.append(mid + _masked_out(pre, mask.mlp, mlp.W_out, mlp.b_out, act, hard))
+    ablated = [x0]
+    for block, weights, k, v in zip(model.blocks, joined, keys, values, strict=True):
+        gate = gates.pop(0)  # nothing here holds a mask longer than it must
+        q, own_k, own_v = _qkv(block, _norm(block.ln1, ablated[-1]), *weights)
+        z = OwnKeyAttention.apply(q, k, v, own_k, own_v, 1 / block.attn.attn_scale).transpose(1, 2)
+        mid = ablated[-1] + _gated_out(block, z.flatten(-2), gate.attn.flatten(-2), soft)
+        ablated.append(mid + _gated_mlp(block, _norm(block.ln2, mid), gate.mlp, soft))
     ablated_final = _norm(model.ln_final, ablated[-1])
     ablated_loss = _loss(model, ablated_final, targets)
     return weighted(ablation, clean_loss, ablated_loss, ([*resid[1:], final], [*ablated[1:], ablated_final]))
@@ -100,13 +106,16 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), norm.w, norm.b, norm.eps)
 
 
-def _qkv(block: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, each [batch n_heads pos d_head]."""
-    attn = block.attn
+def _joined(attn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weights [output d_model] and biases of queries, keys and values, one after the other."""
     weight = torch.cat([attn.W_Q, attn.W_K, attn.W_V]).transpose(1, 2).flatten(0, 1)
-    bias = torch.cat([attn.b_Q, attn.b_K, attn.b_V]).flatten()
-    qkv = linear(x, weight, bias).unflatten(-1, (3, attn.cfg.n_heads, attn.cfg.d_head))
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return weight, torch.cat([attn.b_Q, attn.b_K, attn.b_V]).flatten()
+
+
+def _qkv(block: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, each [batch n_heads pos d_head]."""
+    qkv = linear(x, weight, bias).unflatten(-1, (3, block.attn.cfg.n_heads, block.attn.cfg.d_head))
+    return tuple(of.transpose(1, 2) for of in qkv.unbind(2))
 
 
 def _out(block: nn.Module, z: Float[Tensor, "batch pos n_heads d_head"]) -> Tensor:
@@ -121,6 +130,22 @@ def _pre(block: nn.Module, x: Tensor) -> Float[Tensor, "batch pos d_mlp"]:
     return linear(x, block.mlp.W_in.T, block.mlp.b_in)
 
 
+def _gated_out(block: nn.Module, z: Float[Tensor, "batch pos unit"], gate: Tensor, soft: SoftMasks | None) -> Tensor:
+    """`_out` of the ablated stream. The gate is a mask, or the scores that `soft` tells how to make one of."""
+    weight, bias = block.attn.W_O.flatten(0, 1), block.attn.b_O
+    if soft:
+        return channels_out(z, gate, weight, bias, soft.attn)
+    return _masked_out(z, gate, weight, bias, _same)
+
+
+def _gated_mlp(block: nn.Module, x: Float[Tensor, "batch pos d_model"], gate: Tensor, soft: SoftMasks | None) -> Tensor:
+    """`_mlp` of the ablated stream; the gate as in `_gated_out`."""
+    mlp, act = block.mlp, ACTIVATIONS[block.cfg.act_fn]
+    if soft:
+        return neurons_out(x, gate, mlp.W_in, mlp.b_in, mlp.W_out, mlp.b_out, act, soft.mlp)
+    return _masked_out(_pre(block, x), gate, mlp.W_out, mlp.b_out, act)
+
+
 def _same(x: Tensor) -> Tensor:
     """The activation function of z: none. A tensor of its own, as the others give."""
     return x * 1
@@ -132,15 +157,14 @@ def _masked_out(
     weight: Float[Tensor, "unit d_model"],
     bias: Float[Tensor, " d_model"],
     act: Any,
-    hard: bool,
 ) -> Float[Tensor, "batch pos d_model"]:
     """(act(x) * mask) @ weight + bias."""
     if torch.is_autocast_enabled(x.device.type):
         return linear(act(x) * mask, weight.T, bias)
-    return (_HardMaskedOut if hard else _SoftMaskedOut).apply(x, mask, weight, bias, act)
+    return _MaskedOut.apply(x, mask, weight, bias, act)
 
 
-class _SoftMaskedOut(torch.autograd.Function):
+class _MaskedOut(torch.autograd.Function):
     """Keeps `x` and the mask; act(x) is computed again in the backward pass."""
 
     @staticmethod
@@ -155,44 +179,9 @@ class _SoftMaskedOut(torch.autograd.Function):
         x, mask, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         of_masked = product(rows, weight).view_as(x)
-        activation, of_x = _with_gradient(ctx.act, x, of_masked * mask)
+        activation, of_x = with_gradient(ctx.act, x, of_masked * mask)
         of_weight = weight_gradient((activation * mask).flatten(0, -2), rows).T
         return of_x, of_masked.mul_(activation), of_weight, rows.sum(0), None
-
-
-class _HardMaskedOut(torch.autograd.Function):
-    """Keeps `x` and where the mask is 1. Only there is anything computed, but for the mask's own gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, act: Any) -> Tensor:
-        winners = mask.flatten().nonzero().squeeze(1)
-        ctx.save_for_backward(x, winners, weight)
-        ctx.act = act
-        masked = _placed(act(x.take(winners)), winners, x)
-        return product(masked.flatten(0, -2), weight.T, bias).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, winners, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        of_masked = product(rows, weight).view_as(x)
-        activation, of_x = _with_gradient(ctx.act, x.take(winners), of_masked.take(winners))
-        of_weight = weight_gradient(_placed(activation, winners, x).flatten(0, -2), rows).T
-        return _placed(of_x, winners, x), of_masked.mul_(ctx.act(x)), of_weight, rows.sum(0), None
-
-
-def _placed(values: Float[Tensor, " winner"], winners: Int[Tensor, " winner"], like: Tensor) -> Tensor:
-    """Zeros but for the values at the winners' places."""
-    return like.new_zeros(like.numel()).index_copy_(0, winners, values).view(like.shape)
-
-
-def _with_gradient(act: Any, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """act(x), and the gradient of x where that of act(x) is `grad`."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        activation = act(x)
-    return activation.detach(), torch.autograd.grad(activation, x, grad)[0]
 
 
 def _loss(model: nn.Module, x: Float[Tensor, "batch pos d_model"], targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sat_lens._tl import HookedTransformerConfig
 from sat_lens.config import SelfAblation
 from sat_lens.products import linear
-from sat_lens.winners import k_winners
+from sat_lens.winners import SoftMask, k_winners
 
 
 class LayerUnits(NamedTuple):
@@ -48,6 +48,7 @@ class RelevanceHeads(nn.ModuleDict):
     def __init__(self, cfg: HookedTransformerConfig, ablation: SelfAblation) -> None:
         super().__init__()
         self.n_layers, self.n_heads = cfg.n_layers, cfg.n_heads
+        self.score_noise = ablation.score_noise
         self.sum_of = {"local": ["local"], "global": ["global"], "both": ["local", "global"]}[ablation.mask]
         widths = {"attn": cfg.n_heads * (cfg.d_head if ablation.unit == "channel" else 1)}
         if not cfg.attn_only and cfg.d_mlp is not None:
@@ -79,8 +80,15 @@ class RelevanceHeads(nn.ModuleDict):
         return [{name: parts[layer] for name, parts in whole.items()} for layer in range(self.n_layers)]
 
     def _shaped(self, sources: list[dict[str, Tensor]]) -> LayerUnits:
-        total = {name: sum((s[name] for s in sources[1:]), sources[0][name]) for name in sources[0]}
+        total = {name: self._noisy(sum((s[name] for s in sources[1:]), sources[0][name])) for name in sources[0]}
         return LayerUnits(total["attn"].unflatten(-1, (self.n_heads, -1)), total.get("mlp"))
+
+    def _noisy(self, scores: Float[Tensor, "batch pos unit"]) -> Float[Tensor, "batch pos unit"]:
+        """The scores; in training mode with the noise that the configuration asks for, which no gradient passes."""
+        if not (self.training and self.score_noise):
+            return scores
+        spread = scores.detach().std(-1, keepdim=True, correction=0)
+        return scores + self.score_noise * spread * torch.randn_like(scores)
 
 
 def masks(scores: Sequence[LayerUnits], ablation: SelfAblation, d_head: int) -> list[LayerUnits]:
@@ -90,20 +98,35 @@ def masks(scores: Sequence[LayerUnits], ablation: SelfAblation, d_head: int) -> 
         scores: relevance of each layer's units, after their hooks.
         d_head: attention masks are broadcast to this many channels when the unit is a head.
     """
-    attn = _winners([layer.attn.flatten(-2) for layer in scores], ablation, ablation.k_attn, ablation.temperature)
+    soft = soft_masks(ablation)
+    attn = _winners([layer.attn.flatten(-2) for layer in scores], ablation, soft.attn)
     attn = [mask.unflatten(-1, layer.attn.shape[-2:]) for mask, layer in zip(attn, scores, strict=True)]
     attn = [mask.expand(*mask.shape[:-1], d_head) for mask in attn]
     neurons = [layer.mlp for layer in scores if layer.mlp is not None]
-    temperature = ablation.temperature if ablation.temperature_mlp is None else ablation.temperature_mlp
-    mlp = _winners(neurons, ablation, ablation.k_mlp, temperature) if neurons else [None] * len(scores)
+    mlp = _winners(neurons, ablation, soft.mlp) if neurons else [None] * len(scores)
     return [LayerUnits(*pair) for pair in zip(attn, mlp, strict=True)]
 
 
-def _winners(scores: list[Tensor], ablation: SelfAblation, k: int, temperature: float) -> list[Tensor]:
+class SoftMasks(NamedTuple):
+    """One for the attention units and one for the neurons."""
+
+    attn: SoftMask
+    mlp: SoftMask
+
+
+def soft_masks(ablation: SelfAblation) -> SoftMasks:
+    """What the configuration says of the soft masks."""
+    knobs = ablation.estimator, ablation.gap_floor
+    of_neurons = ablation.temperature if ablation.temperature_mlp is None else ablation.temperature_mlp
+    return SoftMasks(
+        SoftMask(ablation.k_attn, ablation.temperature, *knobs), SoftMask(ablation.k_mlp, of_neurons, *knobs)
+    )
+
+
+def _winners(scores: list[Tensor], ablation: SelfAblation, soft: SoftMask) -> list[Tensor]:
     if ablation.detach == "scores":
         scores = [s.detach() for s in scores]
-    knobs = {"estimator": ablation.estimator, "forward": ablation.forward, "gap_floor": ablation.gap_floor}
+    knobs = {**soft._asdict(), "forward": ablation.forward}
     if ablation.scope == "model":
-        mask = k_winners(torch.cat(scores, -1), k, temperature=temperature, **knobs)
-        return list(mask.chunk(len(scores), -1))
-    return [k_winners(s, k, temperature=temperature, **knobs) for s in scores]
+        return list(k_winners(torch.cat(scores, -1), **knobs).chunk(len(scores), -1))
+    return [k_winners(s, **knobs) for s in scores]

@@ -2,12 +2,15 @@
 
 The query at t attends to clean keys and values of j < t, and to its own key k'_t and value v'_t:
 
-    strict past   queries 1..T-1 over clean keys 0..T-2, causal: o_t and its log-sum-exp lse_t
-    own key       w_t = sigmoid(q_t . k'_t / scale - lse_t);  z_t = o_t + w_t (v'_t - o_t);  z_0 = v'_0
+    strict past   queries 1..T-1 over clean keys 0..T-1, causal: o_t and its log-sum-exp lse_t
+    own key       s_t = scale q_t . k'_t;  w_t = sigmoid(s_t - lse_t);  z_t = o_t + w_t (v'_t - o_t);  z_0 = v'_0
 
-Backward, PyTorch's kernel gives dS = P (dP - delta) with delta = <dO, O>, and forgets the gradient g
-that reaches lse, which adds P g, that is delta' = delta - g. Handing the kernel
-O' = O - g dO / <dO, dO> in the place of O makes its own delta the right one; where dO is 0, so is g.
+(the first query, at t = 1, sees key 0, and so on: no query sees the last key). Backward, the softmax over past
+and own keys together gives dS = P (dP - <dz, z>). PyTorch's kernel has no notion of the own key, but it makes P
+of the log-sum-exp and <dz, z> of the output that it is handed. Handed z and lse' = log(exp lse + exp s), instead
+of o and lse, it gives what passes the past, and the own key's part is
+
+    ds_t = w_t <dz_t, v'_t - z_t>;    dq_t += scale ds_t k'_t,  dk'_t = scale ds_t q_t,  dv'_t = w_t dz_t
 
 Both kernels (`_scaled_dot_product_flash_attention_for_cpu`, `_scaled_dot_product_efficient_attention`
 on CUDA) are internals of PyTorch. So `kernel_is_right` tries them once in a process against
@@ -26,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from sat_lens.attention import mixed_values, own_key_pattern
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}
+LENGTHS = 37, 129  # of the samples: one that fills no block of a kernel, one whose last key, unseen, is a block's first
 
 
 class OwnKeyAttention(torch.autograd.Function):
@@ -36,12 +40,15 @@ class OwnKeyAttention(torch.autograd.Function):
         if q.shape[2] == 1:
             ctx.save_for_backward()
             return v_own.clone()
-        past, lse, *rest = _causal(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], scale)
+        past, lse, *rest = _causal(q[:, :, 1:], k, v, scale)
         own = (q[:, :, 1:] * k_own[:, :, 1:]).sum(-1, dtype=lse.dtype) * scale
-        weight = (own - lse[..., : own.shape[-1]]).sigmoid().to(q.dtype).unsqueeze(-1)
+        of_past = lse[..., : own.shape[-1]]
+        excess = own - of_past
+        weight = F.pad(excess.sigmoid().to(q.dtype), (1, 0), value=1.0).unsqueeze(-1)
         z = v_own.clone()
-        z[:, :, 1:] = torch.lerp(past, v_own[:, :, 1:], weight)
-        ctx.save_for_backward(q, k, v, k_own, v_own, past, weight, lse, *rest)
+        z[:, :, 1:] = torch.lerp(past, v_own[:, :, 1:], weight[:, :, 1:])
+        of_past.sub_(F.logsigmoid(-excess))  # now of all keys
+        ctx.save_for_backward(q, k, v, k_own, v_own, z, weight, lse, *rest)
         ctx.scale = scale
         return z
 
@@ -50,27 +57,12 @@ class OwnKeyAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.saved_tensors:
             return None, None, None, None, grad, None
-        q, k, v, k_own, v_own, past, weight, *saved = ctx.saved_tensors
-        later = grad[:, :, 1:]
-        grad_past = later * (1 - weight)
-        grad_own = (later * (v_own[:, :, 1:] - past)).sum(-1, keepdim=True) * weight * (1 - weight)
-        norm = (grad_past * grad_past).sum(-1, keepdim=True).clamp_(min=torch.finfo(grad.dtype).tiny)
-        shifted = past + grad_past * (grad_own / norm)  # g, the gradient of lse, is -grad_own
-        inputs = (q[:, :, 1:], k[:, :, :-1], v[:, :, :-1])
-        dq, dk, dv = _causal_backward(grad_past, *inputs, shifted, *saved, scale=ctx.scale)
-        grad_own = grad_own * ctx.scale
-        first = (0, 0, 1, 0)
-        last = (0, 0, 0, 1)
-        grad_v_own = grad.clone()
-        grad_v_own[:, :, 1:] *= weight
-        return (
-            F.pad(dq + grad_own * k_own[:, :, 1:], first),
-            F.pad(dk, last),
-            F.pad(dv, last),
-            F.pad(grad_own * q[:, :, 1:], first),
-            grad_v_own,
-            None,
-        )
+        q, k, v, k_own, v_own, z, weight, *saved = ctx.saved_tensors
+        dq, dk, dv = _causal_backward(grad[:, :, 1:], q[:, :, 1:], k, v, z[:, :, 1:], *saved, scale=ctx.scale)
+        of_own = (grad * (v_own - z)).sum(-1, keepdim=True) * weight * ctx.scale  # 0 at position 0
+        grad_q = of_own * k_own
+        grad_q[:, :, 1:] += dq
+        return grad_q, dk, dv, of_own * q, weight * grad, None
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
@@ -103,18 +95,21 @@ def kernel_is_right(device: str | torch.device, dtype: torch.dtype) -> bool:
 def _kernel_is_right(device: str, dtype: torch.dtype) -> bool:
     if device not in ("cpu", "cuda") or dtype not in TOLERANCES:
         return False
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-        try:
-            fused, written_out = (_sample(form, device, dtype) for form in (_fused, _written_out))
-        except (RuntimeError, AttributeError):  # not in this build, or called in another way there
-            return False
     close = {"rtol": TOLERANCES[dtype], "atol": TOLERANCES[dtype]}
-    return all(torch.allclose(ours, theirs, **close) for ours, theirs in zip(fused, written_out, strict=True))
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        for length in LENGTHS:
+            try:
+                fused, written_out = (_sample(form, length, device, dtype) for form in (_fused, _written_out))
+            except (RuntimeError, AttributeError):  # not in this build, or called in another way there
+                return False
+            if not all(torch.allclose(ours, theirs, **close) for ours, theirs in zip(fused, written_out, strict=True)):
+                return False
+    return True
 
 
-def _sample(form: Any, device: str, dtype: torch.dtype) -> list[Float[Tensor, "1 2 37 8"]]:
+def _sample(form: Any, length: int, device: str, dtype: torch.dtype) -> list[Float[Tensor, "1 2 {length} 8"]]:
     """z of fixed inputs, and five gradients."""
-    wave = torch.arange(6 * 2 * 37 * 8, dtype=torch.float64).mul(0.7).sin().view(6, 1, 2, 37, 8)
+    wave = torch.arange(6 * 2 * length * 8, dtype=torch.float64).mul(0.7).sin().view(6, 1, 2, length, 8)
     *inputs, upstream = wave.to(device, dtype)
     inputs = [x.clone().requires_grad_() for x in inputs]
     z = form(*inputs)

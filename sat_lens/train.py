@@ -28,6 +28,7 @@ ABLATION_FLAGS = {
     "forward": str,
     "temperature": float,
     "gap_floor": float,
+    "score_noise": float,
     "unit": str,
     "scope": str,
     "score_input": str,

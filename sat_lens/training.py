@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sat_lens import checkpoint, distributed, files
+from sat_lens.config import SelfAblation
 from sat_lens.fsdp import placed_like, release, spread, whole, whole_model
 from sat_lens.model import SelfAblatingTransformer
 from sat_lens.precision import computing_in, refuse_tf32, uses_tf32
@@ -140,7 +141,7 @@ class Trainer:
         for key in ours:
             if key not in NOT_COMPARED and ours[key] != theirs.get(key):
                 raise ValueError(f"{self.folder} was trained with {key}={theirs.get(key)!r}; got {ours[key]!r}")
-        if config["ablation"] != self.model.ablation.to_dict():
+        if SelfAblation.from_dict(config["ablation"]) != self.model.ablation:
             raise ValueError(f"{self.folder} was trained with another self-ablation: {config['ablation']}")
         if config["data"] != json.loads(json.dumps(self.described.get("data") or {})):
             raise ValueError(f"{self.folder} was trained on other data: {config['data']}")

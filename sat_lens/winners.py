@@ -16,14 +16,15 @@ differ by percents; `gap_floor` bounds it.
 Source: arXiv 2505.00509, section 3, and its code; the closed-form backward pass is ours.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-12
+COLUMNS = 32
 FAR_BELOW = -60.0  # sigmoid there is 1e-26: nothing changes, and no denormal numbers slow the backward pass
 
 
@@ -54,60 +55,105 @@ def k_winners(
     if k == width:
         return torch.ones_like(scores)
     if forward == "hard" and not (torch.is_grad_enabled() and scores.requires_grad):
-        return _hard(scores, scores.topk(k, sorted=False).indices)
-    return _KWinners.apply(scores, k, temperature, estimator, forward, gap_floor)
+        return _hard(scores, ranked(scores, k)[0])
+    return _KWinners.apply(scores, SoftMask(k, temperature, estimator, gap_floor), forward)
 
 
 def _hard(scores: Tensor, winners: Tensor) -> Tensor:
     return torch.zeros_like(scores).scatter_(-1, winners, 1.0)
 
 
-class _KWinners(torch.autograd.Function):
-    """Forward as above. Backward, for g = dL/dsoft, with h = dL/da:
+class Border(NamedTuple):
+    """x_k and x_{k+1} of each row, and where they stand."""
 
-    sigmoid:  h = k/U (g - <g, u>/U) u (1 - u),  U = sum u        softmax:  h = p (g - <g, p>)
-    dL/ds     = h / tau'
-    dL/dgamma = -sum h / tau'                  shared equally by x_k and x_{k+1}
-    dL/dtau   = -sum h a / tau'                times +T for x_k and -T for x_{k+1}
+    values: Float[Tensor, "*row 2"]
+    places: Int[Tensor, "*row 2"]
+
+
+def ranked(scores: Float[Tensor, "*row unit"], k: int) -> tuple[Int[Tensor, "*row {k}"], Border]:
+    """The places of the k largest scores of each row, and the border between them and the others."""
+    values, places = _largest(scores, k + 1)
+    return places[..., :k].contiguous(), Border(values[..., k - 1 :].clone(), places[..., k - 1 :].clone())
+
+
+def _largest(scores: Float[Tensor, "*row unit"], n: int) -> tuple[Float[Tensor, "*row {n}"], Int[Tensor, "*row {n}"]]:
+    """The n largest of each row, in order, and their places: `torch.topk`, sooner where rows are short.
+
+    On a CPU torch.topk is quick with rows of 64 n and more. In a shorter one that is folded into COLUMNS
+    columns, the n largest stand in the n columns with the largest maxima.
     """
+    width = scores.shape[-1]
+    if scores.device.type != "cpu" or not 4 * COLUMNS <= width < 64 * n or width % COLUMNS or 4 * n > COLUMNS:
+        return scores.topk(n)
+    columns = scores.unflatten(-1, (-1, COLUMNS)).amax(-2).topk(n).indices
+    places = (columns.unsqueeze(-2) + torch.arange(0, width, COLUMNS)[:, None]).flatten(-2)
+    values, among = scores.gather(-1, places).topk(n)
+    return values, places.gather(-1, among)
 
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, k: int, temperature: float, estimator: str, forward: str, gap_floor: float
-    ) -> Tensor:
-        values, indices = scores.topk(k + 1)
-        ctx.save_for_backward(scores, values[..., k - 1 :].clone(), indices[..., k - 1 :].clone())
-        ctx.k, ctx.temperature, ctx.estimator, ctx.gap_floor = k, temperature, estimator, gap_floor
-        if forward == "hard":
-            return _hard(scores, indices[..., :k])
-        scaled, _ = _scaled(scores, values[..., k - 1 :], temperature, gap_floor)
-        if estimator == "softmax":
+
+class SoftMask(NamedTuple):
+    """The soft mask, which is what the hard one has its gradient of; arguments as of `k_winners`."""
+
+    k: int
+    temperature: float
+    estimator: str
+    gap_floor: float
+
+    def value(self, scores: Float[Tensor, "*row unit"], border: Border) -> Float[Tensor, "*row unit"]:
+        scaled, _ = self._scaled(scores, border)
+        if self.estimator == "softmax":
             return scaled.softmax(-1)
         gate = scaled.sigmoid_()
-        return gate * (k / gate.sum(-1, keepdim=True))
+        return gate * (self.k / gate.sum(-1, keepdim=True))
+
+    def gradient(
+        self,
+        grad: Float[Tensor, "*row unit"],
+        scores: Float[Tensor, "*row unit"],
+        border: Border,
+        out: Float[Tensor, "*row unit"],
+    ) -> None:
+        """Write dL/ds into `out` for g = dL/dsoft in `grad`, which is used up. With h = dL/da:
+
+        sigmoid:  h = k/U (g - <g, u>/U) u (1 - u),  U = sum u        softmax:  h = p (g - <g, p>)
+        dL/ds     = h / tau'
+        dL/dgamma = -sum h / tau'                  shared equally by x_k and x_{k+1}
+        dL/dtau   = -sum h a / tau'                times +T for x_k and -T for x_{k+1}
+        """
+        scaled, width = self._scaled(scores, border)
+        if self.estimator == "sigmoid":
+            gate = scaled.sigmoid()
+            total = gate.sum(-1, keepdim=True)
+            grad.sub_(torch.mul(grad, gate, out=out).sum(-1, keepdim=True) / total)
+            torch.ops.aten.sigmoid_backward.grad_input(grad.mul_(self.k / (total * width)), gate, grad_input=out)
+        else:
+            gate = scaled.softmax(-1)
+            grad.sub_(torch.mul(grad, gate, out=out).sum(-1, keepdim=True))
+            torch.mul(gate.div_(width), grad, out=out)
+        threshold = -out.sum(-1, keepdim=True) / 2
+        gap_counts = border.values[..., :1] - border.values[..., 1:] >= self.gap_floor
+        spread = -scaled.mul_(out).sum(-1, keepdim=True) * self.temperature * gap_counts
+        out.scatter_add_(-1, border.places, torch.cat([threshold + spread, threshold - spread], -1))
+
+    def _scaled(self, scores: Tensor, border: Border) -> tuple[Tensor, Tensor]:
+        """a and tau of every row."""
+        last, first_out = border.values.split(1, -1)
+        width = (last - first_out).clamp(min=self.gap_floor) * self.temperature + EPSILON
+        return (scores - (last + first_out) / 2).div_(width).clamp_(min=FAR_BELOW), width
+
+
+class _KWinners(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, soft: SoftMask, forward: str) -> Tensor:
+        winners, border = ranked(scores, soft.k)
+        ctx.save_for_backward(scores, *border)
+        ctx.soft = soft
+        return _hard(scores, winners) if forward == "hard" else soft.value(scores, border)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        scores, values, border = ctx.saved_tensors
-        scaled, width = _scaled(scores, values, ctx.temperature, ctx.gap_floor)
-        if ctx.estimator == "sigmoid":
-            gate = scaled.sigmoid()
-            total = gate.sum(-1, keepdim=True)
-            centred = grad - (grad * gate).sum(-1, keepdim=True) / total
-            inner = torch.ops.aten.sigmoid_backward(centred.mul_(ctx.k / (total * width)), gate)
-        else:
-            gate = scaled.softmax(-1)
-            inner = gate * (grad - (grad * gate).sum(-1, keepdim=True)) / width
-        threshold = -inner.sum(-1, keepdim=True) / 2
-        gap_counts = values[..., :1] - values[..., 1:] >= ctx.gap_floor
-        spread = -scaled.mul_(inner).sum(-1, keepdim=True) * ctx.temperature * gap_counts
-        inner.scatter_add_(-1, border, torch.cat([threshold + spread, threshold - spread], -1))
-        return inner, None, None, None, None, None
-
-
-def _scaled(scores: Tensor, values: Tensor, temperature: float, gap_floor: float) -> tuple[Tensor, Tensor]:
-    """a and tau of every row; `values` are x_k and x_{k+1}."""
-    last, first_out = values.split(1, -1)
-    width = (last - first_out).clamp(min=gap_floor) * temperature + EPSILON
-    return (scores - (last + first_out) / 2).div_(width).clamp_(min=FAR_BELOW), width
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        scores, *border = ctx.saved_tensors
+        of_scores = torch.empty_like(scores)
+        ctx.soft.gradient(grad.clone(), scores, Border(*border), out=of_scores)
+        return of_scores, None, None

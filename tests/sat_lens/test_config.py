@@ -30,6 +30,7 @@ WIDTHS = {"n_layers": 3, "n_heads": 4, "d_head": 8, "d_mlp": 50}
         ("temperature", float("inf"), "temperature must be a number above 0; got inf"),
         ("temperature_mlp", -1.0, "temperature_mlp must be a number above 0; got -1.0"),
         ("gap_floor", -0.1, "gap_floor must be a finite number of at least 0; got -0.1"),
+        ("score_noise", float("inf"), "score_noise must be a finite number of at least 0; got inf"),
         ("w_clean", -1.0, "w_clean must be a finite number of at least 0; got -1.0"),
         ("w_ablated", float("inf"), "w_ablated must be a finite number of at least 0; got inf"),
         ("w_reconstruction", "x", "w_reconstruction must be a finite number of at least 0; got 'x'"),
@@ -63,7 +64,7 @@ def test_the_default_is_the_published_configuration():
 def test_a_configuration_survives_to_dict_and_from_dict():
     chosen = SelfAblation(
         mask="both", k_attn=2, k_mlp=7, temperature=0.1, temperature_mlp=0.3, estimator="softmax", forward="soft",
-        gap_floor=1e-3, unit="head", scope="model", score_input="normalized", detach="trunk", w_clean=1.0,
+        gap_floor=1e-3, score_noise=0.5, unit="head", scope="model", score_input="normalized", detach="trunk", w_clean=1.0,
         w_ablated=0.1, w_reconstruction=0.1,
     )  # fmt: skip
     fields = chosen.to_dict()

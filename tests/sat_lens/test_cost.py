@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sat_lens import SelfAblatingTransformer, SelfAblation, cost, fast, tying
+from sat_lens import SelfAblatingTransformer, SelfAblation, cost, fast, few_winners, tying
 from sat_lens.presets import host_config
 
 MASKS = ("none", "local", "global", "both")
@@ -68,6 +68,7 @@ def test_no_model_and_no_library_is_needed_to_count(tiny_config):
 
 def test_constants_shared_with_heavy_modules_are_the_same():
     assert (cost.CHUNK, cost.CHUNK_ON_ACCELERATOR) == (fast.CHUNK, fast.CHUNK_ON_ACCELERATOR)
+    assert cost.FEW == few_winners.FEW
     assert cost.HOSTS_WITHOUT_BIAS == tying.ARCHITECTURES_WITHOUT_BIAS
 
 

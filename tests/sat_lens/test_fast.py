@@ -63,6 +63,17 @@ def test_losses_and_gradients_are_those_of_the_hooked_path(tiny_model, tokens, m
     compare(tiny_model(ABLATIONS[ablation]), tokens, monkeypatch, 1e-12, 1e-9)
 
 
+@pytest.mark.parametrize("mask", ["local", "global", "both"])
+def test_noisy_scores_are_drawn_alike_on_both_paths(tiny_model, tokens, monkeypatch, mask):
+    model = tiny_model({"mask": mask, "score_noise": 0.7}).train()
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(1)
+        found.append(losses_and_gradients(model, tokens, monkeypatch, fused=fused)[0])
+    assert (found[0] - found[1]).abs().max() < 1e-12
+    assert (found[0] - losses_and_gradients(model.eval(), tokens, monkeypatch, fused=True)[0]).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize("host", sorted(HOSTS))
 def test_every_host_of_the_family_agrees(tiny_model, tokens, monkeypatch, host):
     compare(tiny_model({"mask": "both", "w_reconstruction": 0.2}, **HOSTS[host]), tokens, monkeypatch, 1e-12, 1e-9)

@@ -183,3 +183,32 @@ def test_raw_local_gates_read_the_clean_residual_stream_and_global_ones_the_fina
         local = linear(model.gates["local"][layer]["attn"], cache["resid_pre", layer])
         overall = linear(model.gates["global"]["attn"], final).chunk(N_LAYERS, -1)[layer]
         torch.testing.assert_close(cache[f"blocks.{layer}.attn.hook_relevance"].flatten(-2), local + overall)
+
+
+@pytest.mark.parametrize("mask", ["local", "global", "both"])
+def test_scores_are_noisy_in_training_mode_alone_and_no_gradient_feels_it(heads, mask):
+    gates, inputs, final = heads(mask=mask, score_noise=0.5)
+    gates.eval()
+    plain = gates(inputs, final)
+    gates.train()
+    torch.manual_seed(0)
+    drawn = [gates(inputs, final) for _ in range(400)]
+    for layer, (attn, mlp) in enumerate(plain):
+        for now, before in ((torch.stack([d[layer].attn for d in drawn]).flatten(-2), attn.flatten(-2)),
+                            (torch.stack([d[layer].mlp for d in drawn]), mlp)):  # fmt: skip
+            noise = (now - before) / before.std(-1, keepdim=True, correction=0)
+            assert noise.mean().abs() < 0.02 and abs(noise.std().item() - 0.5) < 0.02
+            token = noise[:, 0, 0]
+            assert abs(torch.corrcoef(token.T).fill_diagonal_(0)).max() < 0.25, "each unit has its own"
+    weight = next(gates.parameters())
+    noisy, silent = (
+        torch.autograd.grad(layers[0].attn.sum(), weight, allow_unused=True)[0] for layers in (drawn[0], plain)
+    )
+    assert torch.equal(noisy, silent)
+
+
+def test_without_score_noise_nothing_is_drawn(heads):
+    gates, inputs, final = heads(mask="local")
+    state = torch.get_rng_state()
+    gates.train()(inputs, final)
+    assert torch.equal(torch.get_rng_state(), state)

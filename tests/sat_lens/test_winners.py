@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sat_lens import k_winners
+from sat_lens.winners import _largest
 
 SCORES = torch.tensor([4.0, 1.0, 3.0, -2.0], dtype=torch.float64)
 
@@ -157,3 +158,15 @@ def test_the_mask_is_the_same_with_and_without_a_gradient(forward):
 
 def test_the_hard_mask_keeps_the_dtype_of_its_scores():
     assert k_winners(torch.randn(3, 4, dtype=torch.bfloat16), 2).dtype == torch.bfloat16
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([128, 160, 256, 512]), st.integers(1, 8), st.booleans())
+def test_the_largest_of_a_row_are_those_of_torch_topk_however_they_are_found(seed, width, n, ties):
+    scores = torch.randn(3, 2, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = (scores * 2).round() if ties else scores
+    values, places = _largest(scores, n)
+    expected = scores.topk(n)
+    assert torch.equal(values, expected.values) and torch.equal(scores.gather(-1, places), values)
+    assert all(len(row.unique()) == n for row in places.flatten(0, 1))
+    assert ties or torch.equal(places, expected.indices)
