@@ -64,8 +64,8 @@ def test_the_default_is_the_published_configuration():
 def test_a_configuration_survives_to_dict_and_from_dict():
     chosen = SelfAblation(
         mask="both", k_attn=2, k_mlp=7, temperature=0.1, temperature_mlp=0.3, estimator="softmax", forward="soft",
-        gap_floor=1e-3, score_noise=0.5, unit="head", scope="model", score_input="normalized", detach="trunk", w_clean=1.0,
-        w_ablated=0.1, w_reconstruction=0.1,
+        gap_floor=1e-3, score_noise=0.5, unit="head", scope="model", score_input="normalized", detach="trunk",
+        w_clean=1.0, w_ablated=0.1, w_reconstruction=0.1,
     )  # fmt: skip
     fields = chosen.to_dict()
     assert SelfAblation.from_dict(fields) == chosen

@@ -256,9 +256,9 @@ def test_a_corpus_is_packed_once(tmp_path, corpus, monkeypatch):
 def test_a_corpus_that_is_refused_leaves_no_folder(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
-    for cache in (tmp_path / "new" / "cache", kept):
+    for folder in (tmp_path / "new" / "cache", kept):
         with pytest.raises(PackingError):
-            pack(["one <|endoftext|> two"], _words(), cache / "tokens")
+            pack(["one <|endoftext|> two"], _words(), folder / "tokens")
     assert not (tmp_path / "new").exists() and list(kept.iterdir()) == []
 
 
