@@ -36,7 +36,7 @@ def findings_figure(result: Result) -> go.Figure:
     table = result.table[(result.table.unit == "bits") & result.table.ci_low.notna()].iloc[::-1]
     drawn = figure(
         title=_title(result, "What each test finds beyond its null"),
-        x_title="bits beyond the null (95 % interval over stories and draws of the null)",
+        x_title="bits beyond the null [95 %]",
         y_title="",
     )
     for call, color in VERDICTS.items():
@@ -71,7 +71,7 @@ def ladder_figure(result: Result) -> go.Figure:
     loss = np.asarray(detail["loss_bits"], dtype=float)
     drawn = figure(
         title=_title(result, f"Loss by the mask's origin, {detail['n_rows']:,} positions"),
-        x_title="the mask: its own, of the renamed story, of another story with the same ..., one for all, none's",
+        x_title="whose mask",
         y_title="loss of the next token (bits)",
     )
     drawn.add_scatter(

@@ -12,12 +12,12 @@ def leakage_html(result: Result) -> str:
     rows = [
         (
             f"{row.test} ({row.kind})",
-            row.measure,
             interval(row.excess, row.ci_low, row.ci_high, 2) if row.p == row.p else number(row.value, 2),
             number(row.null, 2),
             row.unit,
             f"{row.p_holm:.2g}" if row.p_holm == row.p_holm else number(None),
             row.verdict,
+            row.measure,
         )
         for row in result.table.itertuples()
     ]
@@ -26,7 +26,7 @@ def leakage_html(result: Result) -> str:
         f"{knobs['n_stories']} stories, {knobs['n_controls']} draws of untrained heads; interval over both, 95 %; p "
         "corrected by Holm for all tests. Only tests of the kinds structure and message decide the verdict."
     )
-    header = ("test (kind)", "measure", "beyond the null [95 %]", "null", "unit", "p (Holm)", "verdict")
+    header = ("test (kind)", "beyond the null [95 %]", "null", "unit", "p (Holm)", "verdict", "measure")
     parts = [f"<p>{escaped(meta['summary'])}.</p>\n", table_html(header, rows, caption)]
     figures = [figure_html(findings_figure(result), "What each test finds beyond its null, bits", caption, 420)]
     if "ladder" in details:
