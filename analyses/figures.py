@@ -75,6 +75,20 @@ def heat_map(
     return drawn
 
 
+def error_bars(value: Any, low: Any, high: Any, **look: Any) -> dict[str, Any]:
+    """Plotly's `error_x` or `error_y` for the interval `low` to `high` around each value.
+
+    Args:
+        look: such as `thickness` and `width`, pixels.
+    """
+    value = np.asarray(value, dtype=np.float64)
+    ends = {
+        "array": np.asarray(high, dtype=np.float64) - value,
+        "arrayminus": value - np.asarray(low, dtype=np.float64),
+    }
+    return {"type": "data", "symmetric": False, **ends, **look}
+
+
 def curve(
     series: Mapping[str, tuple[Any, Any]],
     *,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.metrics import cross_entropy
-from analyses.page import details_html, escaped, interval, number, table_html
+from analyses.page import details_html, escaped, interval, number, table_html, tip_html
 from analyses.page_style import STEPS
 from analyses.statistics import bootstrap_interval
 from sat_lens.activations import inference
@@ -193,7 +193,7 @@ def tip(story: StoryMasks, pos: int) -> str:
     for layer in range(len(story.attn)):
         channels, neurons = channel_names(story, layer, pos), neuron_names(story, layer, pos)
         lines.append(f"layer {layer}: z {' '.join(channels) or 'none'}; neurons {' '.join(neurons) or 'none'}")
-    return "&#10;".join(escaped(line) for line in lines)
+    return tip_html(lines)
 
 
 def layer_html(story: StoryMasks, layer: int, opened: bool = False) -> str:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -41,6 +41,11 @@ VISIBLE = {
 def escaped(value: object) -> str:
     """Text for an element or a quoted attribute: no markup, no control character, no lone surrogate."""
     return html.escape(encodable(str(value)).translate(VISIBLE), quote=True)
+
+
+def tip_html(lines: Iterable[object]) -> str:
+    """Lines of a tool tip, for a quoted attribute or an SVG title."""
+    return "&#10;".join(map(escaped, lines))
 
 
 def encodable(text: str) -> str:

@@ -82,7 +82,7 @@ def losses(model: Any, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "b
     inputs, read = resid[:-1], final
     if ablation.detach == "trunk":
         inputs, read = [x.detach() for x in inputs], read.detach()
-    gates, soft = model.gates(inputs, read), None
+    gates, soft = model.gates(inputs, read, ablation.score_noise), None
     if are_few(ablation, x0.device, model.cfg.n_heads * model.cfg.d_head, model.cfg.d_mlp):
         soft = soft_masks(ablation)  # and the gates stay scores
         if ablation.detach == "scores":

@@ -48,7 +48,6 @@ class RelevanceHeads(nn.ModuleDict):
     def __init__(self, cfg: HookedTransformerConfig, ablation: SelfAblation) -> None:
         super().__init__()
         self.n_layers, self.n_heads = cfg.n_layers, cfg.n_heads
-        self.score_noise = ablation.score_noise
         self.sum_of = {"local": ["local"], "global": ["global"], "both": ["local", "global"]}[ablation.mask]
         widths = {"attn": cfg.n_heads * (cfg.d_head if ablation.unit == "channel" else 1)}
         if not cfg.attn_only and cfg.d_mlp is not None:
@@ -65,11 +64,19 @@ class RelevanceHeads(nn.ModuleDict):
             self["global"] = heads(cfg.n_layers)
 
     def forward(
-        self, inputs: Sequence[Float[Tensor, "batch pos d_model"]], final: Float[Tensor, "batch pos d_model"]
+        self,
+        inputs: Sequence[Float[Tensor, "batch pos d_model"]],
+        final: Float[Tensor, "batch pos d_model"],
+        noise: float = 0.0,
     ) -> list[LayerUnits]:
-        """Scores of every layer from the `inputs` of the local heads and the `final` stream."""
+        """Scores of every layer from the `inputs` of the local heads and the `final` stream.
+
+        Args:
+            noise: standard deviation of what is added in training mode, as `SelfAblation.score_noise`.
+        """
         scores = [self._of_source(source, inputs, final) for source in self.sum_of]
-        return [self._shaped([source[layer] for source in scores]) for layer in range(self.n_layers)]
+        noise = noise if self.training else 0.0
+        return [self._shaped([source[layer] for source in scores], noise) for layer in range(self.n_layers)]
 
     def _of_source(self, source: str, inputs: Sequence[Tensor], final: Tensor) -> list[dict[str, Tensor]]:
         if source == "local":
@@ -79,16 +86,17 @@ class RelevanceHeads(nn.ModuleDict):
         whole = {name: head(final).chunk(self.n_layers, -1) for name, head in self["global"].items()}
         return [{name: parts[layer] for name, parts in whole.items()} for layer in range(self.n_layers)]
 
-    def _shaped(self, sources: list[dict[str, Tensor]]) -> LayerUnits:
-        total = {name: self._noisy(sum((s[name] for s in sources[1:]), sources[0][name])) for name in sources[0]}
+    def _shaped(self, sources: list[dict[str, Tensor]], noise: float) -> LayerUnits:
+        total = {name: noisy(sum((s[name] for s in sources[1:]), sources[0][name]), noise) for name in sources[0]}
         return LayerUnits(total["attn"].unflatten(-1, (self.n_heads, -1)), total.get("mlp"))
 
-    def _noisy(self, scores: Float[Tensor, "batch pos unit"]) -> Float[Tensor, "batch pos unit"]:
-        """The scores; in training mode with the noise that the configuration asks for, which no gradient passes."""
-        if not (self.training and self.score_noise):
-            return scores
-        spread = scores.detach().std(-1, keepdim=True, correction=0)
-        return scores + self.score_noise * spread * torch.randn_like(scores)
+
+def noisy(scores: Float[Tensor, "batch pos unit"], noise: float) -> Float[Tensor, "batch pos unit"]:
+    """The scores with Gaussian noise, in units of their spread over the units, which no gradient passes."""
+    if not noise:
+        return scores
+    spread = scores.detach().std(-1, keepdim=True, correction=0)
+    return scores + noise * spread * torch.randn_like(scores)
 
 
 def masks(scores: Sequence[LayerUnits], ablation: SelfAblation, d_head: int) -> list[LayerUnits]:

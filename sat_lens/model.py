@@ -288,7 +288,7 @@ class SelfAblatingTransformer(HookedTransformer):
             inputs = [apply_norm(block.ln1, x) for block, x in zip(self.blocks, inputs, strict=True)]
         if self.ablation.detach == "trunk":
             inputs, final = [x.detach() for x in inputs], final.detach()
-        scores = _hooked(self.blocks, "hook_relevance", self.gates(inputs, final))
+        scores = _hooked(self.blocks, "hook_relevance", self.gates(inputs, final, self.ablation.score_noise))
         return _hooked(self.blocks, "hook_mask", masks(scores, self.ablation, self.cfg.d_head))
 
     def ablated_stream(self, clean: CleanStream, masks: list[LayerUnits]) -> AblatedStream:

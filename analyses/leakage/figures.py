@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, TEMPLATE, Page, curve, figure, heat_map
+from analyses.figures import COLORS, TEMPLATE, Page, curve, error_bars, figure, heat_map
 from analyses.leakage.finding import LEAKS, NOTHING, OPEN
 from analyses.leakage.text_page import text_page
 from analyses.result import Result
@@ -44,12 +44,7 @@ def findings_figure(result: Result) -> go.Figure:
         drawn.add_scatter(
             x=part.excess,
             y=[f"{test} ({kind})" for test, kind in zip(part.test, part.kind, strict=True)],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": part.ci_high - part.excess,
-                "arrayminus": part.excess - part.ci_low,
-            },
+            error_x=error_bars(part.excess, part.ci_low, part.ci_high),
             mode="markers",
             name=call,
             marker={"color": color, "size": 9},
@@ -171,14 +166,7 @@ def arms_figure(result: Result) -> go.Figure:
         drawn.add_scatter(
             x=np.array([arms.index(arm) for arm in rows.arm], dtype=float) + 0.12 * within,
             y=rows.value,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": rows.ci_high - rows.value,
-                "arrayminus": rows.value - rows.ci_low,
-                "thickness": 1,
-                "width": 0,
-            },
+            error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0),
             mode="markers",
             marker={"color": [COLORS[arms.index(arm) % len(COLORS)] for arm in rows.arm]},
             customdata=rows[["arm", "seed"]],

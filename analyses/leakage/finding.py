@@ -74,8 +74,7 @@ def excess(
     """Mean excess over the null with its spread over stories and over draws of the null.
 
     The variance is that of the paired mean over stories plus that of one further draw of the null: with R draws of
-    standard deviation s, s^2 (1 + 1/R). With one draw only the stories count. Student's t; degrees of freedom by
-    Welch and Satterthwaite.
+    standard deviation s, s^2 (1 + 1/R). With one draw only the stories count.
 
     Args:
         per_story: the measure, a story each (weighted alike).
@@ -90,20 +89,30 @@ def excess(
     parts = [(difference.var(ddof=1) / n, n - 1)]
     if draws > 1:
         parts.append((nulls.mean(1).var(ddof=1) * (1 + 1 / draws), draws - 1))
-    variance = sum(part for part, _ in parts)
-    spread, mean = float(np.sqrt(variance)), float(difference.mean())
-    if spread == 0:
-        p = float(mean <= margin)
-        return {"value": float(per_story.mean()), "null": float(nulls.mean()), "ci_low": mean, "ci_high": mean,
-                "p": p, "smallest": margin}  # fmt: skip
-    freedom = variance**2 / sum(part**2 / df for part, df in parts)
-    far = stats.t.ppf(0.975, freedom) * spread
+    means = {"value": float(per_story.mean()), "null": float(nulls.mean())}
+    return {**means, **judged_mean(float(difference.mean()), parts, margin)}
+
+
+def judged_mean(mean: float, parts: Sequence[tuple[float, int]], margin: float) -> dict[str, float]:
+    """`ci_low, ci_high, p, smallest` of a mean whose variance is a sum of parts.
+
+    Student's t; degrees of freedom by Welch and Satterthwaite.
+
+    Args:
+        parts: each part of the variance with its degrees of freedom.
+        margin: p is one-sided, of a mean above it.
+    """
+    variance = float(sum(part for part, _ in parts))
+    if variance == 0:
+        return {"ci_low": mean, "ci_high": mean, "p": float(mean <= margin), "smallest": margin}
+    spread, freedom = variance**0.5, variance**2 / sum(part**2 / df for part, df in parts)
+    far = float(stats.t.ppf(1 - ALPHA / 2, freedom))
     return {
-        "value": float(per_story.mean()), "null": float(nulls.mean()),
-        "ci_low": float(mean - far), "ci_high": float(mean + far),
+        "ci_low": mean - far * spread,
+        "ci_high": mean + far * spread,
         "p": float(stats.t.sf((mean - margin) / spread, freedom)),
-        "smallest": margin + spread * float(stats.t.ppf(1 - ALPHA / 2, freedom) + stats.t.ppf(0.8, freedom)),
-    }  # fmt: skip
+        "smallest": margin + spread * (far + float(stats.t.ppf(0.8, freedom))),
+    }
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:

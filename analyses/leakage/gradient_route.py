@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.leakage.finding import ALPHA, Finding
+from analyses.leakage.finding import Finding, judged_mean
 from analyses.leakage.judged import MARGIN_BITS, RELEVANT_BITS
 from analyses.leakage.observed import observed
 from analyses.leakage.random_heads import random_heads
@@ -156,7 +155,6 @@ def retrained(
     found.ablation = dataclasses.replace(model.ablation, **ablation).fit(
         n_layers=cfg.n_layers, n_heads=cfg.n_heads, d_head=cfg.d_head, d_mlp=neurons_a_layer(cfg)
     )
-    found.gates.score_noise = found.ablation.score_noise
     steps, batch_size = batches.shape[:2]
     settings = TrainingSettings(
         steps=steps,
@@ -218,25 +216,15 @@ def mean_over_both(values: Float[np.ndarray, "draw story"], margin: float = 0.0)
     """The mean with its interval over stories and over draws, each a sample of more.
 
     The variance is that of the story means over stories plus that of the draw means over draws, which counts what is
-    particular to one story in one draw twice. Student's t; degrees of freedom by Welch and Satterthwaite.
+    particular to one story in one draw twice.
 
     Returns:
         `value, ci_low, ci_high, p, smallest` of a Finding; p is one-sided, of a mean above the margin.
     """
     n_draws, n = values.shape
     parts = [(values.mean(0).var(ddof=1) / n, n - 1), (values.mean(1).var(ddof=1) / n_draws, n_draws - 1)]
-    mean, variance = float(values.mean()), float(sum(part for part, _ in parts))
-    if variance == 0:
-        return {"value": mean, "ci_low": mean, "ci_high": mean, "p": float(mean <= margin), "smallest": margin}
-    spread, freedom = variance**0.5, variance**2 / sum(part**2 / df for part, df in parts)
-    far = float(stats.t.ppf(1 - ALPHA / 2, freedom))
-    return {
-        "value": mean,
-        "ci_low": mean - far * spread,
-        "ci_high": mean + far * spread,
-        "p": float(stats.t.sf((mean - margin) / spread, freedom)),
-        "smallest": margin + spread * (far + float(stats.t.ppf(0.8, freedom))),
-    }
+    mean = float(values.mean())
+    return {"value": mean, **judged_mean(mean, parts, margin)}
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ own mask than under masks of other stories' positions with the same current toke
 from collections.abc import Mapping, Sequence
 
 from analyses.figures import Page
-from analyses.masks import color, marked
-from analyses.page import document, escaped, table_html
+from analyses.masks import STRONGEST, color, marked
+from analyses.page import document, escaped, table_html, tip_html
 from analyses.result import Result
 
 STRONGEST_BITS = 4.0
@@ -56,19 +56,13 @@ def story_html(tokens: Sequence[str], bits: Sequence[float | None]) -> str:
     for i, token in enumerate(tokens):
         told = bits[i] if i < len(bits) else None
         following = f"next: {tokens[i + 1]!r}" if i + 1 < len(tokens) else "the last"
-        tip = f"{following}\n{'no donor to compare with' if told is None else f'{told:+.2f} bits'}"
-        spans.append(
-            f'<span class="{"" if told is None else _color(told)}" title="{_attribute(tip)}">{marked(token)}</span>'
-        )
+        tip = tip_html([following, "no donor to compare with" if told is None else f"{told:+.2f} bits"])
+        spans.append(f'<span class="{"" if told is None else _color(told)}" title="{tip}">{marked(token)}</span>')
     return "".join(spans)
 
 
 def _color(bits: float) -> str:
-    return color(bits * 2.0 / STRONGEST_BITS)  # of nats, strongest at 2
-
-
-def _attribute(text: str) -> str:
-    return "&#10;".join(escaped(line) for line in text.split("\n"))
+    return color(bits * STRONGEST / STRONGEST_BITS)
 
 
 def tokens_html(bits_of_token: Mapping[str, Sequence[float | int]], texts: Mapping[str, str]) -> str:

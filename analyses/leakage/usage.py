@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from analyses.leakage.finding import Finding
 from analyses.leakage.observed import Observed
+from analyses.metrics import gini
 
 
 class Description(Finding):
@@ -53,7 +54,7 @@ def usage(observed: Observed) -> Description:
             "whole": int(whole.max()) + 1,
             "distinct": [int(layer.max()) + 1 for layer in layers],
             "entropies": [entropy(layer) for layer in layers],
-            "gini": [gini(layer) for layer in wins],
+            "gini": gini(wins).tolist(),
             "dead": [float((layer == 0).mean()) for layer in wins],
         },
     )
@@ -74,12 +75,6 @@ def entropy(label: Int[np.ndarray, " position"]) -> float:
 def conditional_entropy(label: Int[np.ndarray, " position"], given: Int[np.ndarray, " position"]) -> float:
     """Plug-in H(label | given), bits."""
     return entropy(given.astype(np.int64) * (int(label.max()) + 1) + label) - entropy(given)
-
-
-def gini(wins: np.ndarray) -> float:
-    """Of how often units win: 0 where all do alike, 1 - 1/n where one takes all."""
-    ordered, n = np.sort(wins.astype(np.float64)), len(wins)
-    return float(2 * (np.arange(1, n + 1) * ordered).sum() / (n * max(ordered.sum(), 1e-300)) - (n + 1) / n)
 
 
 def _units(

@@ -43,12 +43,12 @@ def summary(table: pd.DataFrame) -> str:
     found, other = deciding[deciding.verdict == LEAKS], table[~table.kind.isin(DECIDE) & (table.verdict == LEAKS)]
     parts = [verdict(table) + (": " + "; ".join(map(_told, found.itertuples())) if len(found) else "")]
     if len(other):
-        parts.append("masks are worth or hold more than their nulls: " + "; ".join(map(_told, other.itertuples())))
+        parts.append("Masks are worth or hold more than their nulls: " + "; ".join(map(_told, other.itertuples())))
     for call in (OPEN, NOTHING):
         rows = table[(table.verdict == call) & table.p.notna()]
         if len(rows):
             seen = ", ".join(f"{row.test} ({row.smallest:.2g} {row.unit})" for row in rows.itertuples())
-            parts.append(f"{call}, with the least leak that would have been seen 4 times in 5: {seen}")
+            parts.append(f"{call.capitalize()}, with the least leak that would have been seen 4 times in 5: {seen}")
     return ". ".join(parts)
 
 

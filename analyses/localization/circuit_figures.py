@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures import COLORS, figure
+from analyses.figures import COLORS, error_bars, figure
 from analyses.localization.score_maps import edge_heat_map as edge_heat_map
 from analyses.localization.score_maps import node_heat_map as node_heat_map
 from analyses.localization.similarity import expected_jaccard, jaccard
@@ -147,11 +147,11 @@ def sizes_figure(result: Result) -> go.Figure:
 
 def _seeds(drawn: go.Figure, x: np.ndarray, rows: pd.DataFrame, name: str, color: str, first: bool) -> None:
     y = rows.value
-    bars = {"type": "data", "symmetric": False, "array": rows.ci_high - y, "arrayminus": y - rows.ci_low}
     drawn.add_scatter(
         x=x, y=y, mode="markers", name=name, legendgroup=name, showlegend=first,
         marker={"color": color, "size": 8}, text=[escaped(f"seed {seed}") for seed in rows.seed],
-        hovertemplate="%{text}: %{y} edges<extra></extra>", error_y={**bars, "thickness": 1.2, "width": 3},
+        hovertemplate="%{text}: %{y} edges<extra></extra>",
+        error_y=error_bars(y, rows.ci_low, rows.ci_high, thickness=1.2, width=3),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyses.localization.circuit_layout import HEIGHT, PORTS, WIDTH, Layout
-from analyses.page import escaped
+from analyses.page import escaped, tip_html
 
 Strokes = dict[str, tuple[str, str]]
 """Kind of edge to its colour and its meaning; the kind `minus` and negative edges are dashed."""
@@ -106,7 +106,7 @@ def _node(places: Layout, number: int, name: str, edges: Sequence[Mapping[str, A
     )
     return (
         f'<g class="node {kind}" tabindex="0">'
-        f"<title>{'&#10;'.join(map(escaped, lines))}</title>"
+        f"<title>{tip_html(lines)}</title>"
         f'<rect x="{x - WIDTH / 2:.0f}" y="{y - HEIGHT / 2:.0f}" width="{WIDTH}" height="{HEIGHT}" '
         f'rx="{5 if head else 14}"/><text x="{x:.0f}" y="{y + (0 if head else 5):.0f}">{escaped(name)}</text>'
         f"{letters}</g>\n"

@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from analyses.figures import curve, figure, heat_map
+from analyses.figures import curve, error_bars, figure, heat_map
 from analyses.metrics import concentration_curve, gini
 from analyses.result import Result
 
@@ -39,8 +39,7 @@ def effects_figure(result: Result, kind: str) -> go.Figure:
         effect = part.effect_logit_diff
         drawn.add_scatter(
             x=part.index.to_numpy() + 1, y=effect, mode="markers", name=f"layer {layer}", marker={"size": 5},
-            error_y={"type": "data", "symmetric": False, "array": part.ci_high - effect,
-                     "arrayminus": effect - part.ci_low, "thickness": 0.7, "width": 0},
+            error_y=error_bars(effect, part.ci_low, part.ci_high, thickness=0.7, width=0),
             text=[f"layer {layer}, " + ", ".join(f"{c} {v}" for c, v in zip(index, cells, strict=True))
                   for cells in part[index].to_numpy()],
             hovertemplate="%{text}: %{y:.4g} logits<extra></extra>",

@@ -120,8 +120,6 @@ def _written(parts: Parts, layer: int, qkv: Float[Tensor, "row pos head d_head"]
         q, k = attn.apply_rotary(q), attn.apply_rotary(k)
     k, v = (x.repeat_interleave(graph.n_heads // graph.n_kv_heads, -2) for x in (k, v))
     q, k, v = (x.transpose(1, 2) for x in (q / attn.attn_scale, k, v))
-    window = parts.cfg.window_size if attn.attn_type == "local" else n
-    seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril().triu(1 - window)
-    unseen = q.new_zeros(n, n).masked_fill(~seen, -torch.inf)
+    unseen = q.new_zeros(n, n).masked_fill(~parts.seen(layer, n), -torch.inf)
     z = (q @ k.mT + unseen).softmax(-1) @ v
     return z.transpose(1, 2).flatten(-2) @ attn.W_O.flatten(0, 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.localization.graph import Graph, graph_of
@@ -87,13 +87,23 @@ class Parts:
             past = k.shape[-2] - q.shape[-2]
             q = attn.apply_rotary(q.permute(1, 2, 0, 3), past).permute(2, 0, 1, 3)
             k = attn.apply_rotary(k.permute(1, 2, 0, 3)).permute(2, 0, 1, 3)
-        n, window = k.shape[-2], self.cfg.window_size if attn.attn_type == "local" else k.shape[-2]
-        seen = torch.ones(n, n, dtype=torch.bool, device=q.device).tril().triu(1 - window)[-q.shape[-2] :]
-        plain = q.shape[-2] == n <= window
+        seen = self.seen(layer, k.shape[-2])
+        plain = q.shape[-2] == len(seen) <= self.window(layer, len(seen))
+        seen = seen[-q.shape[-2] :]
         z = F.scaled_dot_product_attention(
             q, k, v, attn_mask=None if plain else seen, is_causal=plain, scale=1 / attn.attn_scale
         )
         return z @ attn.W_O[which].unsqueeze(1)
+
+    def window(self, layer: int, n_pos: int) -> int:
+        """How many positions a query sees at most, its own included."""
+        attn = self.model.blocks[layer].attn
+        return int(self.cfg.window_size) if attn.attn_type == "local" else n_pos
+
+    def seen(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
+        """Which keys each query sees."""
+        device = self.model.blocks[layer].attn.W_Q.device
+        return torch.ones(n_pos, n_pos, dtype=torch.bool, device=device).tril().triu(1 - self.window(layer, n_pos))
 
     def mlp(self, layer: int, x: Float[Tensor, "*row pos d_model"]) -> Float[Tensor, "*row pos d_model"]:
         """What the MLP adds to the residual stream."""

@@ -160,7 +160,7 @@ def test_the_verdict_and_the_line_begin_with_the_strongest_leak_that_decides(lea
     assert result.meta["verdict"] == LEAKS and result.meta["summary"].startswith(f"leaks: {first} ")
     found, *rest = result.meta["summary"].split(". ")
     assert re.findall(r"(?:^leaks: |; )([a-z ]+) \d", found) == deciding.test.tolist()
-    assert rest[0].startswith("masks are worth or hold more than their nulls: ")
+    assert rest[0].startswith("Masks are worth or hold more than their nulls: ")
     assert "\n" not in result.meta["summary"] and "the least leak that would have been seen" in result.meta["summary"]
     assert (result.table.p_holm.dropna() >= result.table.p[result.table.p_holm.notna()]).all()
     assert set(result.meta["seconds"]) == set(TESTS)

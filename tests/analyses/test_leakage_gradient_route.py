@@ -169,7 +169,7 @@ def test_noise_on_scores_is_felt_in_training_and_drawn_from_the_seed(tiny_model,
     weights = [retrained(model, rows, **knob).blocks[0].mlp.W_in for knob in knobs]
     assert torch.equal(weights[1], weights[2]) and torch.equal(state, torch.get_rng_state())
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[3])
-    assert model.gates.score_noise == 0
+    assert model.ablation.score_noise == 0
 
 
 def test_a_training_that_diverges_says_so(tiny_model, rows):

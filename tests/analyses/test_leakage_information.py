@@ -16,7 +16,7 @@ from analyses.leakage.observed import Observed, observed
 from analyses.leakage.random_heads import random_heads
 from analyses.leakage.softmax_probe import mask_features, probe_bits
 from analyses.leakage.token_classes import CLASSES
-from analyses.leakage.usage import conditional_entropy, entropy, gini, labels, usage
+from analyses.leakage.usage import conditional_entropy, entropy, labels, usage
 from analyses.texts import Stories
 
 LAYERS, ATTN, MLP, K = 2, 8, 32, 3
@@ -187,7 +187,6 @@ def test_a_clean_stream_that_anything_beats_is_no_inversion():
 def test_entropies_and_shares_by_hand():
     assert entropy(np.array([0, 0, 1, 2])) == pytest.approx(1.5)
     assert conditional_entropy(np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
-    assert gini(np.array([1, 1, 1, 1])) == pytest.approx(0) and gini(np.array([0, 0, 0, 4])) == pytest.approx(0.75)
     found = written(0, "token", n_stories=40)
     described = usage(found)
     assert described.value == pytest.approx(0, abs=1e-9) and described.verdict(described.p) == "described"

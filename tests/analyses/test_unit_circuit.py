@@ -21,21 +21,7 @@ from analyses.localization.unit_circuit import (
 from analyses.localization.unit_setting import stacked, unit_setting_of, unit_values
 from analyses.localization.units import unit_effects
 from sat_lens.tasks import Task
-
-HOSTS = {
-    "the_papers": {},
-    "rms_rotary_gated": {
-        "normalization_type": "RMS",
-        "positional_embedding_type": "rotary",
-        "rotary_dim": 4,
-        "gated_mlp": True,
-        "act_fn": "silu",
-    },
-    "grouped": {"n_key_value_heads": 2},
-    "parallel": {"parallel_attn_mlp": True},
-    "attention_only": {"attn_only": True, "d_mlp": None},
-    "no_norm": {"normalization_type": None},
-}
+from tests.cases.architectures import HOSTS
 
 
 @pytest.fixture

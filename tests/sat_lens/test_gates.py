@@ -187,12 +187,12 @@ def test_raw_local_gates_read_the_clean_residual_stream_and_global_ones_the_fina
 
 @pytest.mark.parametrize("mask", ["local", "global", "both"])
 def test_scores_are_noisy_in_training_mode_alone_and_no_gradient_feels_it(heads, mask):
-    gates, inputs, final = heads(mask=mask, score_noise=0.5)
+    gates, inputs, final = heads(mask=mask)
     gates.eval()
-    plain = gates(inputs, final)
+    plain = gates(inputs, final, 0.5)
     gates.train()
     torch.manual_seed(0)
-    drawn = [gates(inputs, final) for _ in range(400)]
+    drawn = [gates(inputs, final, 0.5) for _ in range(400)]
     for layer, (attn, mlp) in enumerate(plain):
         for now, before in ((torch.stack([d[layer].attn for d in drawn]).flatten(-2), attn.flatten(-2)),
                             (torch.stack([d[layer].mlp for d in drawn]), mlp)):  # fmt: skip

@@ -1,5 +1,6 @@
 """The training loop: it learns, it can be stopped at any step, and it goes on as if it had not been."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sat_lens import load
+from sat_lens import SelfAblation, load
 from sat_lens.checkpoint import CheckpointError, read_config, read_state, verify_files
 from sat_lens.presets import PRESETS, TrainingSettings
 from sat_lens.training import Trainer, TrainingStopped, evaluating, held_out_losses
@@ -135,9 +136,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(trainer, stop_at):
     assert_same_run(undisturbed.folder, resumed.folder)
 
 
-@pytest.mark.parametrize("mask", ["none", "global"])
-def test_other_masks_resume_bit_for_bit_too(trainer, mask):
-    undisturbed = trainer("undisturbed", ablation={"mask": mask, "w_reconstruction": 0.1})
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        {"mask": "none", "w_reconstruction": 0.1},
+        {"mask": "global", "w_reconstruction": 0.1},
+        {"mask": "local", "score_noise": 0.5},
+    ],
+)
+def test_other_ablations_resume_bit_for_bit_too(trainer, ablation):
+    undisturbed = trainer("undisturbed", ablation=ablation)
     undisturbed.train(progress=False)
 
     def interrupted(step: int) -> Tensor:
@@ -145,13 +153,27 @@ def test_other_masks_resume_bit_for_bit_too(trainer, mask):
             raise Stopped
         return text(step)
 
-    stopped = trainer("stopped", ablation={"mask": mask, "w_reconstruction": 0.1}, batches=interrupted)
+    stopped = trainer("stopped", ablation=ablation, batches=interrupted)
     with pytest.raises(Stopped):
         stopped.train(progress=False)
-    resumed = trainer("stopped", ablation={"mask": mask, "w_reconstruction": 0.1})
+    resumed = trainer("stopped", ablation=ablation)
     resumed.resume()
     resumed.train(progress=False)
     assert_same_run(undisturbed.folder, resumed.folder)
+
+
+def test_a_run_from_before_a_setting_of_the_ablation_resumes_with_its_default(trainer, monkeypatch):
+    def older(self: SelfAblation) -> dict:
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "score_noise"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfAblation, "to_dict", older)
+        trainer().train(progress=False)
+    written = json.loads(((folder := trainer().folder / "last") / "config.json").read_text())["ablation"]
+    assert "score_noise" not in written and written["mask"] == "local", folder
+    trainer().resume()
+    with pytest.raises(ValueError, match="was trained with another self-ablation"):
+        trainer(ablation={"score_noise": 0.5}).resume()
 
 
 @pytest.mark.parametrize("stop_at", range(1, 11))
