@@ -7,6 +7,9 @@ ball to Lily."), with both name orders and both actors equally likely, so that a
 indirect object identification. About one pair of names in ten is held out (`is_held_out_pair`): two such
 names never meet in one story.
 
+A story is drawn as a plan, templates with the words of their slots, which is then read out; who is named,
+who speaks and who has what is read off the same plan by `sat_lens.story_truth`.
+
 Only `random.Random.random()` is drawn from, whose sequence Python fixes for a seed: same seed, same text
 everywhere.
 
@@ -17,8 +20,11 @@ circuit's customised set for TinyStories, keenanpepper/self-ablating-transformer
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+
+Plan = list[tuple[str, str, Mapping[str, str]]]
+"""A story before it is read out: of each piece the gap before it, its template and the words of its slots."""
 
 _GIRLS = (
     "Alice Amy Ann Anna Annie Bella Beth Betsy Clara Daisy Ellie Emily Emma Grace Jane Jen Jenny Jill "
@@ -167,13 +173,23 @@ def stories(seed: int = 0, *, ioi: float = 0.5, drills: float = 0.25) -> Iterato
 
     Cost: several MB of text a second on one core.
     """
+    return map(read_out, story_plans(seed, ioi=ioi, drills=drills))
+
+
+def story_plans(seed: int = 0, *, ioi: float = 0.5, drills: float = 0.25) -> Iterator[Plan]:
+    """The plans of `stories(seed, ioi=ioi, drills=drills)`."""
     for label, share in (("ioi", ioi), ("drills", drills)):
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{label} must be a share between 0 and 1; got {share}")
     return _endless(random.Random(seed).random, ioi, drills)
 
 
-def _endless(draw: Callable[[], float], ioi: float, drills: float) -> Iterator[str]:
+def read_out(plan: Plan) -> str:
+    """The text of a plan."""
+    return "".join([gap + template.format_map(words) for gap, template, words in plan])
+
+
+def _endless(draw: Callable[[], float], ioi: float, drills: float) -> Iterator[Plan]:
     while True:
         yield _drill(draw) if draw() < drills else _tale(draw, ioi)
 
@@ -200,23 +216,23 @@ def _partners(name: str) -> frozenset[str]:
     return frozenset(other for other in NAMES if other != name and not is_held_out_pair(name, other))
 
 
-def _indirect_object(draw: Callable[[], float], one: str, other: str) -> str:
+def _indirect_object(draw: Callable[[], float], one: str, other: str) -> tuple[str, dict[str, str]]:
     """One IOI sentence about two names: who comes first and who acts are two fair coins."""
     a, b = (one, other) if draw() < 0.5 else (other, one)
     s, io = (a, b) if draw() < 0.5 else (b, a)
     template = _pick(draw, IOI_TEMPLATES)
     gift = _pick(draw, OBJECTS)
-    start = template.format(A=a, B=b, S=s, PLACE=_pick(draw, PLACES), OBJECT=gift)
+    words = {"A": a, "B": b, "S": s, "IO": io, "PLACE": _pick(draw, PLACES), "OBJECT": gift}
     after = _pick(draw, _AFTER_SAID if template.endswith("said to") else _AFTER_ANY)
     if "{" in after:
         he = pronoun(io)
         him = "her" if he == "she" else "him"
         animal = _pick(draw, _FILL["animal"])
-        after = after.format(IO=io, S=s, io_he=he, io_him=him, s_he=pronoun(s), obj=gift, animal=animal)
-    return f"{start} {io}{after}"
+        words |= {"io_he": he, "io_him": him, "s_he": pronoun(s), "obj": gift, "animal": animal}
+    return f"{template} {{IO}}{after}", words
 
 
-def _drill(draw: Callable[[], float]) -> str:
+def _drill(draw: Callable[[], float]) -> Plan:
     n_sentences = 4 + int(draw() * 7)
     if draw() < 0.5:
         cast = _cast(draw, 2 * n_sentences)
@@ -224,7 +240,8 @@ def _drill(draw: Callable[[], float]) -> str:
     else:
         cast = _cast(draw, 3 + int(draw() * 4))
         pairs = [_two(draw, cast) for _ in range(n_sentences)]
-    return " ".join(_indirect_object(draw, one, other) for one, other in pairs)
+    sentences = [_indirect_object(draw, one, other) for one, other in pairs]
+    return [(" " if i else "", *sentence) for i, sentence in enumerate(sentences)]
 
 
 def _two(draw: Callable[[], float], cast: Sequence[str]) -> tuple[str, str]:
@@ -232,23 +249,25 @@ def _two(draw: Callable[[], float], cast: Sequence[str]) -> tuple[str, str]:
     return cast[first], cast[(first + 1 + int(draw() * (len(cast) - 1))) % len(cast)]
 
 
-def _tale(draw: Callable[[], float], ioi: float) -> str:
+def _tale(draw: Callable[[], float], ioi: float) -> Plan:
     """Opening, 3-7 sentences, ending; two characters, or three in one tale of four."""
     cast = _cast(draw, 3 if draw() < 0.25 else 2)
     scene = {key: _pick(draw, options) for key, options in _FILL.items()}
     straight = _roles(scene, cast)
     crossed = _roles(scene, [cast[1], cast[0], *cast[2:]])
     middles = (*_MIDDLES, *_THIRD * 2) if len(cast) == 3 else _MIDDLES
-    text = _pick(draw, _OPENINGS).format_map(straight)
+    opening = (_pick(draw, _OPENINGS), straight)
     if draw() < 0.3:  # a story may also begin with its first event, as the prompts of tasks do
-        text = _indirect_object(draw, cast[0], cast[1])
+        opening = _indirect_object(draw, cast[0], cast[1])
+    plan: Plan = [("", *opening)]
     for _ in range(3 + int(draw() * 5)):
         if draw() < ioi:
             sentence = _indirect_object(draw, cast[0], cast[1])
         else:
-            sentence = _pick(draw, middles).format_map(straight if draw() < 0.5 else crossed)
-        text += _gap(draw) + sentence
-    return text + _gap(draw) + _pick(draw, _ENDINGS).format_map(straight)
+            sentence = (_pick(draw, middles), straight if draw() < 0.5 else crossed)
+        plan.append((_gap(draw), *sentence))
+    plan.append((_gap(draw), _pick(draw, _ENDINGS), straight))
+    return plan
 
 
 def _gap(draw: Callable[[], float]) -> str:

@@ -13,7 +13,9 @@ SOURCES = sorted(path for package in ("sat_lens", "analyses") for path in (ROOT 
 SHARED = {
     "arms",
     "cli",
+    "explain",
     "figures",
+    "labels",
     "masks",
     "metrics",
     "page",
@@ -22,6 +24,7 @@ SHARED = {
     "result",
     "statistics",
     "texts",
+    "unit_streams",
 }
 COLLECTORS = {"report", "report_page"}  # put the answers of the questions on one page, so they know them
 COMMANDS = sorted(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from analyses.labels.token_classes import token_classes
 from analyses.leakage.blank import blank
 from analyses.leakage.decoder import decoder
 from analyses.leakage.depth import depth
@@ -33,7 +34,6 @@ from analyses.leakage.random_heads import random_heads
 from analyses.leakage.soft_hard import soft_hard
 from analyses.leakage.structure import structure
 from analyses.leakage.swap import swap
-from analyses.leakage.token_classes import token_classes
 from analyses.leakage.unit_permutation import unit_permutation
 from analyses.leakage.usage import usage
 from analyses.leakage.verdict import summary, verdict, verdict_table

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from analyses.labels.token_classes import CLASSES
 from analyses.leakage.finding import ALPHA, Finding
 from analyses.leakage.judged import judged
 from analyses.leakage.observed import Observed
-from analyses.leakage.token_classes import CLASSES
 from analyses.leakage.variants import BITS, story_means
 from analyses.statistics import bootstrap_interval, holm
 

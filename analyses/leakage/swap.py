@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses.labels.token_classes import CLASSES, token_classes
 from analyses.leakage.donors import NO_DONOR, donors
 from analyses.leakage.finding import Finding
 from analyses.leakage.judged import MARGIN_BITS, information_spread, judged
 from analyses.leakage.observed import Observed
-from analyses.leakage.token_classes import CLASSES, token_classes
 from analyses.leakage.usable import POWERS, usable_bits
 from analyses.leakage.variants import BITS, Masks, Read, donor_masks, own_masks, passes, story_means
 from analyses.texts import Stories

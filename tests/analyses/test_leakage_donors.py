@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from analyses.labels.token_classes import CLASSES, token_class, token_classes
 from analyses.leakage.donors import MATCHES, NO_DONOR, donors, match_keys, or_own
 from analyses.leakage.finding import LEAKS, NOTHING
 from analyses.leakage.judged import information_spread, judged
@@ -21,7 +22,6 @@ from analyses.leakage.random_heads import (
     token_masks,
     with_forward,
 )
-from analyses.leakage.token_classes import CLASSES, token_class, token_classes
 from analyses.leakage.variants import donor_masks, own_masks, passes, story_means, target_bits, where_matched
 from analyses.texts import Stories
 from sat_lens.stories import NAMES

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from analyses.labels.token_classes import CLASSES
 from analyses.leakage.conditional import folds
 from analyses.leakage.decoder import decoder
 from analyses.leakage.depth import depth
@@ -15,7 +16,6 @@ from analyses.leakage.losses import losses
 from analyses.leakage.observed import Observed, observed
 from analyses.leakage.random_heads import random_heads
 from analyses.leakage.softmax_probe import mask_features, probe_bits
-from analyses.leakage.token_classes import CLASSES
 from analyses.leakage.usage import conditional_entropy, entropy, labels, usage
 from analyses.texts import Stories
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from analyses.labels.token_texts import token_texts
 from sat_lens.stories import NAMES
 
 CLASSES: tuple[str, ...] = ("name", "pronoun", "function word", "word", "word piece", "punctuation", "other")
@@ -26,7 +27,8 @@ def token_classes(tokenizer: Any, n: int) -> Int[np.ndarray, " token"]:
     if tokenizer is None:
         return np.full(n, CLASSES.index("other"))
     special = set(tokenizer.all_special_ids)
-    return np.array([CLASSES.index("other" if i in special else token_class(tokenizer.decode([i]))) for i in range(n)])
+    kinds = ["other" if i in special else token_class(text) for i, text in enumerate(token_texts(tokenizer, n))]
+    return np.array([CLASSES.index(kind) for kind in kinds])
 
 
 def token_class(text: str) -> str:
