@@ -23,6 +23,7 @@ demo: $(STAMP)
 	$(BIN)/python -m analyses.localization $(CKPTS) --out results
 	$(BIN)/python -m analyses.localization $(CKPTS) --method eap-ig --n 32 --out results
 	$(BIN)/python -m analyses.leakage $(filter-out none-%,$(CKPTS)) --quick --out results
+	$(BIN)/python -m analyses.specialization $(CKPTS) --quick --out results
 	$(BIN)/python -m analyses.report $(CKPTS) --out results
 
 test: $(STAMP)

@@ -212,6 +212,6 @@ def summary(result: Any, folder: Path) -> str:
     head = result.table.head(HEAD).dropna(axis=1, how="all")
     units = ", ".join(f"{column}: {unit}" for column, unit in result.units.items())
     cells = head.astype(object).where(head.notna(), "")
-    table = cells.to_string(index=False, float_format=lambda x: f"{x:.4g}")
+    table = cells.to_string(index=False, max_colwidth=80, float_format=lambda x: f"{x:.4g}")
     line = f"{result.meta['summary']}\n" if "summary" in result.meta else ""
     return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{line}{folder}\n"

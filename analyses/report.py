@@ -3,8 +3,8 @@
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
 knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there, and what
-analyses.leakage has left under `OUT/leakage/`, are shown. The story comes from --corpus (default: the generator);
---n is the number of IOI prompts. `--json` prints the table of the checkpoints.
+analyses.leakage and analyses.specialization have left under OUT, are shown. The story comes from --corpus (default:
+the generator); --n is the number of IOI prompts. `--json` prints the table of the checkpoints.
 
 Source: arXiv 2505.00509.
 """
@@ -57,6 +57,8 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
             story=_or_why_not(story, model, texts),
             circuit=_or_why_not(stored_circuit, args.out / "localization" / f"{name}.{CIRCUIT_METHOD}", made),
             leakage=_or_why_not(stored_leakage, args.out / "leakage" / name, made),
+            specialization=_or_why_not(stored_specialization, args.out / "specialization" / name, made),
+            explainability=_or_why_not(stored_specialization, args.out / "specialization" / f"{name}.explained", made),
         )
 
 
@@ -156,6 +158,17 @@ def stored_leakage(folder: Path, made: dict[str, Any]) -> Any:
         raise ValueError("this checkpoint has no masks")
     command = f"python -m analyses.leakage {made['checkpoint']}"
     return _stored(folder, made, command, lambda result: result.meta["summary"])
+
+
+def stored_specialization(folder: Path, made: dict[str, Any]) -> Any:
+    """What units are selective for, or how well they are explained, if it was asked of the same weights.
+
+    Raises:
+        ValueError: it was not.
+    """
+    explain = " --explain" if folder.name.endswith(".explained") else ""
+    command = f"python -m analyses.specialization {made['checkpoint']}{explain}"
+    return _stored(folder, made, command, lambda result: result.meta["means"])
 
 
 def _stored(folder: Path, made: dict[str, Any], command: str, read: Callable[[Any], Any]) -> Any:

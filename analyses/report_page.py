@@ -26,6 +26,7 @@ from analyses.page import (
     table_html,
 )
 from analyses.result import Result
+from analyses.specialization.report_part import explainability_html, specialization_html
 
 KINDS = {"head": "heads", "channel": "z channels", "neuron": "neurons"}
 LARGEST = 5
@@ -55,6 +56,8 @@ class Entry:
         story: its masks on a story, or why there are none.
         circuit: a circuit of the task that was found before, or why there is none.
         leakage: whether its masks are a message, as found before, or why that is not known.
+        specialization: what its units are selective for, as found before, or why that is not known.
+        explainability: how well its units are explained, as found before, or why that is not known.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Entry:
     story: StoryMasks | str
     circuit: Result | str = "none was looked for"
     leakage: Result | str = "it was not asked"
+    specialization: Result | str = "it was not asked"
+    explainability: Result | str = "it was not asked"
 
 
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
@@ -190,6 +195,16 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         body.append(f"<p>Not known: {escaped(entry.leakage)}.</p>\n")
     else:
         body.append(leakage_html(entry.leakage))
+    body.append("<h3>What single units are selective for</h3>\n")
+    if isinstance(entry.specialization, str):
+        body.append(f"<p>Not known: {escaped(entry.specialization)}.</p>\n")
+    else:
+        body.append(specialization_html(entry.specialization))
+    body.append("<h3>How well single units are explained</h3>\n")
+    if isinstance(entry.explainability, str):
+        body.append(f"<p>Not known: {escaped(entry.explainability)}.</p>\n")
+    else:
+        body.append(explainability_html(entry.explainability))
     return "".join(body) + configuration_html(entry)
 
 

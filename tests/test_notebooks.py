@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from analyses.specialization.explained_means import mean_of
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -24,6 +26,10 @@ def test_a_notebook_runs_and_defines_no_function(path):
     if path.stem == "03_leakage":
         verdicts = {name: result.meta["verdict"] for name, result in space["results"].items()}
         assert verdicts["global-k4-s0"] == "leaks" and verdicts["untrained heads"] != "leaks"
+    elif path.stem == "04_specialization":
+        mean = mean_of(space["scores"].meta["means"])
+        assert mean["n_units"] > 1000 and mean["excess_shuffled_low"] > 0.3
+        assert all(result.meta["kinds"][0]["n_units"] == 1024 for result in space["found"].values())
     else:
         assert space["effects"].meta["task"]["solved"]
 

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -288,3 +289,25 @@ def test_help_imports_nothing_heavy():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_specialization_found_is_shown_as_text(tmp_path):
+    text = ATTACK.replace("\ud800", "")  # no table of texts can hold it
+    mean = {"kind": text, "stream": "clean", "layer": -1, "metric": "information share", "target": "role",
+            "against": text, "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "null": 0.25, "excess": 0.25,
+            "n_units": 7}  # fmt: skip
+    knobs = {"stream": text, "n_stories": 9}
+    meta = {"means": [mean, mean | {"layer": 0}], "knobs": knobs, "summary": text}
+    selectivity = Result("specialization", pd.DataFrame({"a": [1]}), {}, meta)
+    score = {"explainer": text, "layer": -1, "value": 0.4, "ci_low": 0.3, "ci_high": 0.5, "floor_shuffled": 0.1,
+             "n_units": 7}  # fmt: skip
+    published = {"mean": 0.405, "by_layer": [0.4], "n_units": 1, "model": text, "explainer": text, "note": text}
+    scored = {"means": [score, score | {"layer": 0}], "coverage": {text: {"by_count": 0.5}}, "published": published}
+    scores = Result("explainability", pd.DataFrame({"a": [1]}), {}, scored)
+    known = dataclasses.replace(entry("a"), specialization=selectivity, explainability=scores)
+    page = report_html([known])
+    assert_harmless(page)
+    assert "0.250 [0.150, 0.350]" in page and "0.400 [0.300, 0.500]" in page
+    made = {"checkpoint": "c", "checkpoint_sha256": "a"}
+    with pytest.raises(ValueError, match="analyses.specialization c --explain makes one"):
+        report.stored_specialization(tmp_path / "c.explained", made)

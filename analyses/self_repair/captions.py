@@ -1,0 +1,21 @@
+"""How a figure says what was asked: which tokens, which ablation, how many."""
+
+from typing import Any
+
+from analyses.result import Result
+
+
+def titled(result: Result, text: str) -> str:
+    """With the model, and a second line that says how it was asked."""
+    name: Any = result.meta.get("checkpoint")
+    return f"{text}{f': {name}' if name else ''}<br><sup>{caption(result)}</sup>"
+
+
+def caption(result: Result) -> str:
+    """Selection, ablation, stream and n."""
+    knobs = result.meta["knobs"]
+    stream = knobs["stream"] + (f", masks {knobs['masks']}" if knobs["stream"] != "clean" else "")
+    return (
+        f"{knobs['selection']}; {knobs['ablation']}; stream {stream}; {result.meta['n_measured']:,} tokens of "
+        f"{knobs['n_stories']} stories"
+    )

@@ -1,0 +1,141 @@
+"""Figures of self-repair, drawn from its Result alone; every title says which tokens were selected."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analyses.figures import COLORS, Page, curve, error_bars, figure, heat_map
+from analyses.result import Result
+from analyses.self_repair.captions import titled
+from analyses.self_repair.plane import de_vs_dlogit, token_grid
+from analyses.self_repair.text_page import text_page
+
+SHARES = {
+    "sr_heads": "other heads",
+    "sr_mlps": "MLPs",
+    "sr_ln": "final norm",
+    "sr_own": "own, rescaled",
+    "sr_gate": "masks",
+}
+
+
+def self_repair_figures(result: Result) -> dict[str, go.Figure | Page]:
+    """All that the Result holds enough of, by file name."""
+    found: dict[str, go.Figure | Page] = {
+        "repair_by_depth": repair_by_depth(result),
+        "de_vs_dlogit": de_vs_dlogit(result),
+        "token_grid": token_grid(result),
+        "breakdown_bars": breakdown_bars(result),
+        "ln_fraction_by_depth": ln_fraction_by_depth(result),
+        "ln_ratio_hist": ln_ratio_hist(result),
+        "repair_heatmap": repair_heatmap(result),
+    }
+    if "matrix" in result.meta:
+        found["repair_matrix"] = repair_matrix(result)
+    if result.meta.get("texts"):
+        found["text"] = text_page(result)
+    return found
+
+
+def repair_by_depth(result: Result) -> go.Figure:
+    """Self-repair of each component with its interval, and the mean of each layer, over depth."""
+    table = result.table[result.table.n_tokens > 0]
+    drawn = figure(
+        title=titled(result, "Self-repair by depth"), x_title="layer / layers", y_title="self-repair (logits)"
+    )
+    shift = 0.3 * table.groupby("layer").cumcount() / table.groupby("layer").layer.transform("size")
+    drawn.add_scatter(
+        x=table.depth + shift / max(1, int(table.layer.max()) + 1), y=table.self_repair, mode="markers",
+        name=f"{result.meta['knobs']['components']} [95 %]", marker={"color": COLORS[0]},
+        error_y=error_bars(table.self_repair, table.ci_low, table.ci_high, thickness=1, width=0),
+        customdata=table[["component", "n_tokens", "ln_own"]],
+        hovertemplate="%{customdata[0]}: %{y:.3f} logits over %{customdata[1]:,} tokens; "
+        "norm without reaction %{customdata[2]:.3f}<extra></extra>",
+    )  # fmt: skip
+    layers = table.groupby("depth")[["self_repair", "ln_own"]].mean()
+    drawn.add_scatter(x=layers.index, y=layers.self_repair, mode="lines", name="mean of the layer",
+                      line={"color": COLORS[1]})  # fmt: skip
+    drawn.add_scatter(x=layers.index, y=layers.ln_own, mode="lines", name="norm, if nothing reacted",
+                      line={"color": COLORS[6], "dash": "dot"})  # fmt: skip
+    drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"})
+    return drawn
+
+
+def breakdown_bars(result: Result) -> go.Figure:
+    """What each component's self-repair is made of, beside its direct effect, clean and ablated."""
+    table = result.table
+    drawn = figure(
+        title=titled(result, f"What self-repair is made of, order {result.meta['knobs']['ln_order']}"),
+        x_title="component", y_title="logits",
+    )  # fmt: skip
+    series = {"de": "direct effect", "ade": "direct effect, ablated", **SHARES}
+    for i, (column, name) in enumerate(series.items()):
+        if column in ("de", "ade") or np.nan_to_num(table[column].to_numpy(float)).any():
+            drawn.add_bar(
+                x=table.component, y=table[column], name=name, marker={"color": COLORS[(i + 5) % len(COLORS)]},
+                hovertemplate=f"%{{x}}, {name}: %{{y:.3f}} logits<extra></extra>",
+            )  # fmt: skip
+    doubtful = table[table.ill_conditioned.astype(bool) & (table.n_tokens > 0)]
+    drawn.add_scatter(
+        x=doubtful.component, y=np.zeros(len(doubtful)), mode="markers", name="norm and MLPs cancel: see symmetric",
+        marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": "#222222"}},
+    )  # fmt: skip
+    drawn.update_layout(barmode="group")
+    return drawn
+
+
+def ln_fraction_by_depth(result: Result) -> go.Figure:
+    """The final norm's share of the direct effect in three kinds; the clipped one is above 0 for noise."""
+    table = result.table
+    kinds = {
+        "ln_frac_clipped": "clipped to 0..1 by token (published; biased upwards)",
+        "ln_frac_median": "median over tokens",
+        "ln_frac": "ratio of sums",
+    }
+    means = table.groupby("depth")[list(kinds)].mean()
+    drawn = curve(
+        {name: (means.index, means[column]) for column, name in kinds.items()},
+        title=titled(result, "The final norm's share of the direct effect"),
+        x_title="layer / layers",
+        y_title="share of the direct effect",
+        mode="lines+markers",
+    )
+    drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"})
+    return drawn
+
+
+def ln_ratio_hist(result: Result) -> go.Figure:
+    """How the ablation changes the scale of the final norm; above 1 it falls, and all that is left is raised."""
+    detail = result.meta["scale_ratio"]
+    edges = np.asarray(detail["edges"])
+    drawn = figure(
+        title=titled(result, f"Scale of the final norm, clean / ablated: {100 * detail['above_1']:.0f} % above 1"),
+        x_title="clean / ablated scale", y_title=f"tokens, of {detail['n']:,}",
+    )  # fmt: skip
+    drawn.add_bar(
+        x=(edges[1:] + edges[:-1]) / 2, y=detail["counts"], width=np.diff(edges), name="tokens of all components",
+        hovertemplate="%{x:.3f}: %{y:,} tokens<extra></extra>",
+    )  # fmt: skip
+    drawn.add_vline(x=1, line={"color": "#888888", "dash": "dot"})
+    return drawn
+
+
+def repair_heatmap(result: Result) -> go.Figure:
+    """Self-repair of every component, logits: layers down, heads across; layers as a whole are one column."""
+    table = result.table.assign(column=[str(int(h)) if h == h and h is not None else k for h, k in
+                                        zip(result.table["head"], result.table.kind, strict=True)])  # fmt: skip
+    values = table.pivot(index="layer", columns="column", values="self_repair")
+    names = sorted(values.columns, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return heat_map(
+        values[names], x=[f"head {n}" if n.isdigit() else n for n in names], y=[f"layer {i}" for i in values.index],
+        title=titled(result, "Self-repair"), x_title="", y_title="", unit="logits",
+    )  # fmt: skip
+
+
+def repair_matrix(result: Result) -> go.Figure:
+    """Who repairs what: change of the direct effect of each later component when one is taken out."""
+    detail = result.meta["matrix"]
+    return heat_map(
+        detail["values"], x=detail["columns"], y=list(result.table.component),
+        title=titled(result, "Change of direct effects, clean scale"), x_title="repairs", y_title="taken out",
+        unit="logits a token",
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""How self-repair comes about: one study a file, each a function of a model and stories that gives a Result.
+
+`STUDIES` names them all; nothing heavy is imported before one is called.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+_LINES = {
+    "erasure": "MLP neurons that erase what a head says, and erase less without it: which, how few, the same ones?",
+    "layer_shift": "do heads react to a lost head as they do to a lost layer?",
+    "self_repression": "does a head say less when its own output is in the stream already?",
+    "hydra": "whole layers ablated at the last token: how much do later layers make up for?",
+    "backups": "which heads take over when seeds are out: completion scores, growth of direct effects, ROC-AUC",
+    "repair_matrix": "who repairs whom, head by head and MLP by MLP",
+    "mediation": "through what repair runs: shares lost when the norm, heads, MLPs or a set are frozen",
+    "dose": "what later components do when a head is taken out in part: is the response affine?",
+    "erasure_projection": "later components that write the negative of what earlier ones wrote",
+    "share_of_repair": "the share of a head's repair that a given set carries, by sum and by freezing",
+}
+
+
+def _study(name: str) -> Callable[..., Any]:
+    def run(model: Any, stories: Any, **knobs: Any) -> Any:
+        return getattr(import_module(f"{__name__}.{name}"), name)(model, stories, **knobs)
+
+    run.__name__ = run.__qualname__ = name
+    return run
+
+
+STUDIES: Mapping[str, tuple[Callable[..., Any], str]] = {name: (_study(name), line) for name, line in _LINES.items()}
+"""By name: the function (model, stories, **knobs) -> Result, and one line on what it asks."""
+
+
+def figures(result: Any) -> Mapping[str, Any]:
+    """The figures of any study's Result, by file name."""
+    from analyses.self_repair.mechanisms.figures import FIGURES
+
+    return FIGURES[result.name](result)

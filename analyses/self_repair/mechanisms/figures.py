@@ -1,0 +1,223 @@
+"""The figures of every study, from its Result alone."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.figures import COLORS, error_bars, figure, heat_map
+from analyses.result import Result
+from analyses.self_repair.mechanisms.figures_erasure import erasure_figures
+
+GREY = COLORS[6]
+
+
+def caption(result: Result) -> str:
+    """What was taken out, how, and at which tokens: belongs to every title."""
+    meta = result.meta
+    component = meta.get("component", "")
+    if not isinstance(component, str):
+        component = component[0] if len(component) == 1 else f"{len(component)} components"
+    parts = [component, meta.get("ablation", ""), meta.get("selection", "")]
+    return ", ".join(part for part in parts if part)
+
+
+def of(result: Result, measure: str, **index: Any) -> pd.DataFrame:
+    """Rows of a measure at this index."""
+    table = result.table[result.table.measure == measure]
+    for name, value in index.items():
+        table = table[table[name] == value]
+    return pd.DataFrame(table)
+
+
+def bars(result: Result, table: pd.DataFrame, labels: Any, *, title: str, x_title: str, y_title: str) -> go.Figure:
+    """Values with their intervals as bars, the null as grey points with its interval beside them."""
+    drawn = figure(title=f"{title}<br><sup>{caption(result)}</sup>", x_title=x_title, y_title=y_title)
+    labels = list(map(str, labels))
+    drawn.add_bar(
+        x=labels,
+        y=table.value,
+        name="measured",
+        marker_color=COLORS[0],
+        error_y=error_bars(table.value, table.ci_low, table.ci_high, thickness=1.2, width=3),
+    )
+    if table.null.notna().any():
+        drawn.add_scatter(
+            x=labels,
+            y=table.null,
+            name="null",
+            mode="markers",
+            marker={"color": GREY, "symbol": "diamond", "size": 8},
+            error_y=error_bars(table.null, table.null_low, table.null_high, thickness=1.2, width=3, color=GREY),
+        )
+    return drawn
+
+
+def mediation_figures(result: Result) -> dict[str, go.Figure]:
+    """Self-repair lost by freezing each part."""
+    table = pd.concat([of(result, "repair"), of(result, "blocked")])
+    return {
+        "mediation": bars(
+            result, table, table.part, title="Through what repair runs", x_title="frozen part", y_title="logits a token"
+        )
+    }
+
+
+def share_figures(result: Result) -> dict[str, go.Figure]:
+    """Repair, and what the set carries of it."""
+    table = result.table[result.table.unit == "logits"]
+    title = f"Repair that {result.meta['set']} carries"
+    return {
+        "share_of_repair": bars(result, table, table.measure, title=title, x_title="", y_title="logits a token"),
+    }
+
+
+def matrix_figures(result: Result) -> dict[str, go.Figure]:
+    """The matrix, and the matrix less its null."""
+    table = of(result, "repair")
+    rows, columns = table.ablated.drop_duplicates().tolist(), table.repairing.drop_duplicates().tolist()
+    found = {}
+    less = {"repair_matrix": table.value, "repair_matrix_beyond_null": table.value - table.null}
+    for name, values in less.items():
+        beyond = ", less that of a random direction" if name.endswith("null") else ""
+        found[name] = heat_map(
+            values.to_numpy(dtype=float).reshape(len(rows), len(columns)),
+            title=f"Who repairs whom{beyond}<br><sup>{caption(result)}</sup>",
+            x_title="repairing", y_title="ablated", unit="logits a token", x=columns, y=rows,
+        )  # fmt: skip
+    return found
+
+
+def hydra_figures(result: Result) -> dict[str, go.Figure]:
+    """CE against DE of every story, and the slopes by layer."""
+    drawn = figure(
+        title=f"Compensation against what is removed<br><sup>{caption(result)}</sup>",
+        x_title="direct effect removed (logits)", y_title="compensation CE (logits)",
+    )  # fmt: skip
+    each = result.table[result.table.story >= 0]
+    groups = list(each.groupby(["layer", "kind"], sort=True))
+    for number, (key, table) in enumerate(groups):
+        layer, kind = tuple(key)
+        x, y = (table[table.measure == name].sort_values("story").value for name in ("story_de", "story_ce"))
+        drawn.add_scatter(
+            x=x, y=y, mode="markers", name=f"{kind}{int(layer)}", marker={"size": 5},
+            visible=True if number == len(groups) - 1 else "legendonly",
+        )  # fmt: skip
+    ends = [float(each.value.min()), float(each.value.max())] if len(each) else [0.0, 1.0]
+    drawn.add_scatter(x=ends, y=ends, mode="lines", name="full compensation", line={"color": GREY, "dash": "dot"})
+    found = {"hydra_regression": drawn}
+    for measure, name in (("slope", "hydra_slopes"), ("r2", "hydra_r2")):
+        table = of(result, measure)
+        labels = [f"{kind}{int(layer)}" for kind, layer in zip(table.kind, table.layer, strict=True)]
+        found[name] = bars(
+            result, table, labels, title=f"{measure} of CE on DE", x_title="layer", y_title=table.unit.iloc[0]
+        )
+    return found
+
+
+def backup_figures(result: Result) -> dict[str, go.Figure]:
+    """Scores of the best heads, and their AUC where there are labels."""
+    found = {}
+    for measure in ("completion", "de_growth"):
+        table = of(result, measure).sort_values("value", ascending=False).head(24)
+        labels = [
+            f"{head}*" if backup == "yes" else head for head, backup in zip(table["head"], table.backup, strict=True)
+        ]
+        title = f"Backups by {measure.replace('_', ' ')} (*: labelled)"
+        found[f"backups_{measure}"] = bars(
+            result, table, labels, title=title, x_title="head", y_title=f"{table.unit.iloc[0]} a token"
+        )
+    table = of(result, "auc")
+    if len(table):
+        found["backups_auc"] = bars(
+            result, table, table.score, title="Labelled backups found", x_title="score", y_title="ROC-AUC"
+        )
+    return found
+
+
+def dose_figures(result: Result) -> dict[str, go.Figure]:
+    """Responses against lambda of the receivers that respond most."""
+    gamma = of(result, "gamma")
+    most = gamma.reindex(gamma.value.abs().sort_values(ascending=False).index).receiver.head(8)
+    drawn = figure(
+        title=f"Response to a dose<br><sup>{caption(result)}</sup>",
+        x_title="lambda",
+        y_title="response (logits a token)",
+    )
+    for number, receiver in enumerate(most):
+        table = of(result, "response", receiver=receiver).sort_values("lambda")
+        color = COLORS[number % len(COLORS)]
+        bounds = error_bars(table.value, table.ci_low, table.ci_high, thickness=1.0, width=3)
+        x, y = [0.0, *table["lambda"]], [0.0, *table.value]
+        bounds["array"], bounds["arrayminus"] = ([0.0, *bounds[end]] for end in ("array", "arrayminus"))
+        drawn.add_scatter(x=x, y=y, mode="lines+markers", name=receiver, line={"color": color}, error_y=bounds)
+    table = of(result, "affinity").set_index("receiver").loc[most].reset_index()
+    title = "How affine the response is"
+    return {
+        "dose_response": drawn,
+        "dose_affinity": bars(result, table, table.receiver, title=title, x_title="receiver", y_title="R2"),
+    }
+
+
+def projection_figures(result: Result) -> dict[str, go.Figure]:
+    """The ratio of every pair, and less its null."""
+    table = result.table
+    names = list(dict.fromkeys([*table.early, *table.later]))
+    order = sorted(
+        names, key=lambda name: (int("".join(filter(str.isdigit, name.split("H")[0]))), name.startswith("m"))
+    )
+    found = {}
+    for name in ("erasure_projection", "erasure_projection_beyond_null"):
+        matrix = np.full((len(order), len(order)), np.nan)
+        values = table.value - (table.null if name.endswith("null") else 0.0)
+        place = {name: i for i, name in enumerate(order)}
+        matrix[[place[e] for e in table.early], [place[i] for i in table.later]] = values
+        beyond = ", less that of another token" if name.endswith("null") else ""
+        found[name] = heat_map(
+            matrix, title=f"What later components take back{beyond}<br><sup>-1: all of it. {caption(result)}</sup>",
+            x_title="later", y_title="early", unit="ratio", x=order, y=order,
+        )  # fmt: skip
+    return found
+
+
+def shift_figures(result: Result) -> dict[str, go.Figure]:
+    """Change under a skipped layer against change under a lost head, a point a head."""
+    drawn = figure(
+        title=f"A lost layer and a lost head<br><sup>{caption(result)}</sup>",
+        x_title="main head before is out (change, logits)", y_title="layer before is skipped (change, logits)",
+    )  # fmt: skip
+    x, y = (of(result, measure).reset_index(drop=True) for measure in ("ablation", "shift"))
+    for layer in sorted(x.layer.unique()):
+        mine = x.layer == layer
+        drawn.add_scatter(
+            x=x[mine].value, y=y[mine].value, mode="markers", name=f"layer {int(layer)}",
+            text=[f"L{int(layer)}H{int(h)}" for h in x[mine]["head"]], marker={"size": 8},
+            error_x=error_bars(x[mine].value, x[mine].ci_low, x[mine].ci_high, thickness=0.8),
+            error_y=error_bars(y[mine].value, y[mine].ci_low, y[mine].ci_high, thickness=0.8),
+        )  # fmt: skip
+    return {"layer_shift": drawn}
+
+
+def repression_figures(result: Result) -> dict[str, go.Figure]:
+    """Slopes by what was added and how often."""
+    table = of(result, "slope").sort_values(["times", "added"])
+    labels = [f"{added} x{times:g}" for added, times in zip(table.added, table.times, strict=True)]
+    title = "Slope of a head's direct effect after on before"
+    return {"self_repression": bars(result, table, labels, title=title, x_title="added", y_title="slope")}
+
+
+FIGURES: Mapping[str, Callable[[Result], dict[str, go.Figure]]] = {
+    "self_repair_erasure": erasure_figures,
+    "self_repair_layer_shift": shift_figures,
+    "self_repair_self_repression": repression_figures,
+    "self_repair_hydra": hydra_figures,
+    "self_repair_backups": backup_figures,
+    "self_repair_matrix": matrix_figures,
+    "self_repair_mediation": mediation_figures,
+    "self_repair_dose": dose_figures,
+    "self_repair_erasure_projection": projection_figures,
+    "self_repair_share": share_figures,
+}
+"""By the name of a Result."""

@@ -1,0 +1,1 @@
+"""What single units are selective for, beyond what their sparsity alone would make of them."""

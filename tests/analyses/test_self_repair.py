@@ -1,0 +1,256 @@
+"""The question of self-repair on models and numbers whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from analyses.result import Result
+from analyses.self_repair.__main__ import arguments, main, variant
+from analyses.self_repair.arms_figure import arms_figure
+from analyses.self_repair.comparison import PRIMARY, self_repair_compared
+from analyses.self_repair.figures import self_repair_figures
+from analyses.self_repair.repair import repairers, stories_of_tokens, story_self_repair
+from analyses.self_repair.report_part import self_repair_html
+from analyses.texts import Stories
+from sat_lens import save
+from sat_lens.commands import run
+from sat_lens.repair import Resample, TopDE, heads, self_repair
+
+U = 3.0
+
+
+def texts(n=6, pos=9):
+    tokens = torch.randint(29, (n, pos), generator=torch.Generator().manual_seed(5))
+    return Stories(tokens, torch.tensor([pos, pos - 2, pos, pos - 1, pos, 4][:n]))
+
+
+@pytest.fixture
+def backup(tiny_model):
+    """`backup(share)`: head 1.0 adds U to axis 0, and the MLP behind it adds `share` of what is missing of U there."""
+
+    def build(share):
+        model = tiny_model(ablation={"mask": "none"}, normalization_type=None, act_fn="relu", tie_word_embeddings=False)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            attn, mlp = model.blocks[1].attn, model.blocks[1].mlp
+            attn.b_V[0, 0] = 1.0
+            attn.W_O[0, 0, 0] = U
+            mlp.W_in[0, 0], mlp.b_in[0] = -1.0, U
+            mlp.W_out[0, 0] = share
+            model.unembed.W_U[0] = torch.arange(29)
+        return model
+
+    return build
+
+
+def test_the_share_that_a_backup_makes_up_for_is_found(backup):
+    """Taking U out costs U times the target's weight; the MLP gives back its share, and there is no norm."""
+    for share in (0.0, 0.25, 1.0):
+        result = story_self_repair(backup(share), texts(), ablation="zero", select="all")
+        second = result.meta["halves"]["second"]
+        assert second["self_repair"]["value"] == pytest.approx(share)
+        assert second["sr_mlps"]["value"] == pytest.approx(share) and second["sr_ln"]["value"] == 0
+        assert second["self_repair"]["ci_low"] == pytest.approx(share)
+        row = result.table[result.table.component == "L1H0"].iloc[0]
+        assert row.self_repair == pytest.approx(share * row.removed) and row.removed != 0
+        assert row.ln_own == 0
+        assert result.meta["halves"]["first"]["self_repair"]["value"] is None
+
+
+def test_the_table_is_the_librarys_and_the_halves_are_its_sums(tiny_model):
+    model, stories = tiny_model(), texts()
+    result = story_self_repair(model, stories, seed=2)
+    known = self_repair(model, stories.tokens, heads(model), Resample(seed=2), lengths=stories.lengths, select=TopDE())
+    known = known.per_component()
+    for column in ("de", "ade", "dlogit", "self_repair", "sr_ln", "ci_low"):
+        assert np.allclose(result.table[column], known[column])
+    later = known[known.layer == 1]
+    by_hand = (later.self_repair * later.n_tokens).sum() / (later.removed * later.n_tokens).sum()
+    second = result.meta["halves"]["second"]
+    assert second["self_repair"]["value"] == pytest.approx(by_hand)
+    shares = sum(second[key]["value"] for key in ("sr_heads", "sr_mlps", "sr_ln", "sr_own", "sr_gate"))
+    assert shares == pytest.approx(second["self_repair"]["value"])
+    assert result.units["self_repair"] == "logits" and set(result.units) <= set(result.table)
+
+
+def test_losses_are_those_of_a_plain_pass(tiny_model):
+    model, stories = tiny_model(), texts()
+    result = story_self_repair(model, stories, stream="both", select="all", control=False)
+    with torch.no_grad():
+        both = model(stories.tokens, stream="both")
+    for name, logits in (("clean", both.clean), ("gated", both.ablated)):
+        log = logits.log_softmax(-1)[:, :-1].gather(-1, stories.tokens[:, 1:, None])[..., 0]
+        assert result.meta["losses"][name] == pytest.approx(-log[stories.predicted[:, :-1]].mean().item() / np.log(2))
+
+
+def test_masks_have_a_share_and_a_control_where_they_react(tiny_model):
+    result = story_self_repair(tiny_model(ablation={"mask": "global"}), texts(), stream="both", select="all")
+    second = result.meta["halves"]["second"]
+    assert second["sr_gate"]["value"] != 0 and result.meta["control"]["masks"] == "dealt"
+    assert "masks" in result.meta["summary"] and "under dealt masks" in result.meta["summary"]
+    gated = story_self_repair(tiny_model(), texts(), stream="gated", select="all", control=False)
+    assert gated.meta["halves"]["second"]["sr_gate"]["value"] == 0 and "control" not in gated.meta
+
+
+def test_repairers_count_those_that_share_in_a_repair():
+    assert repairers(np.array([[1.0, -1.0, 1.0, 0.0], [0.0, 5.0, 0.0, 0.0], [0, 0, 0, 0]])) == pytest.approx(2.0)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A Result with everything, made by hand-sized runs."""
+    from sat_lens import SelfAblatingTransformer, SelfAblation
+    from sat_lens._tl import HookedTransformerConfig
+
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=24, d_vocab=29, n_ctx=16, act_fn="gelu_new",
+        normalization_type="LN", dtype=torch.float64, device="cpu",
+    )  # fmt: skip
+    model = SelfAblatingTransformer(cfg, ablation=SelfAblation(k_attn=3, k_mlp=5)).eval()
+    return story_self_repair(model, texts(), stream="both", select="all", control=False)
+
+
+def test_figures_are_drawn_from_what_is_on_disk_and_say_what_was_selected(found, tmp_path):
+    found.save(tmp_path)
+    drawn = self_repair_figures(Result.load(tmp_path))
+    assert set(drawn) == {
+        "repair_by_depth", "de_vs_dlogit", "token_grid", "breakdown_bars", "ln_fraction_by_depth", "ln_ratio_hist",
+        "repair_heatmap", "repair_matrix", "text",
+    }  # fmt: skip
+    for name, one in drawn.items():
+        text = one.document if name == "text" else one.layout.title.text
+        assert "all tokens" in text and "resample" in text, name
+    dots = [trace for trace in drawn["de_vs_dlogit"].data if trace.customdata is not None]
+    assert sum(len(trace.x) for trace in dots) == 8
+    assert np.allclose(sorted(x for trace in dots for x in trace.x), sorted(found.table.de))
+    heat = drawn["repair_heatmap"].data[0].z
+    assert np.allclose(heat, found.table.self_repair.to_numpy().reshape(2, 4))
+    bars = {trace.name: np.array(trace.y) for trace in drawn["breakdown_bars"].data if trace.type == "bar"}
+    parts = sum(bars[name] for name in ("other heads", "MLPs", "final norm", "masks"))
+    assert np.allclose(parts, found.table.self_repair)
+    assert np.allclose(np.diag(np.array(drawn["repair_matrix"].data[0].z)[:4, :4]), 0)
+
+
+def test_the_page_of_a_text_shows_each_token_once_and_runs_nothing_in_it(found):
+    words = [["<script>alert(1)</script>", *story[1:]] for story in found.meta["texts"]["stories"]]
+    result = Result(
+        found.name, found.table, found.units, {**found.meta, "texts": {**found.meta["texts"], "stories": words}}
+    )
+    page = self_repair_figures(result)["text"].document
+    assert "<script>alert" not in page and page.count("&lt;script&gt;alert(1)") >= len(words)
+    assert found.meta["texts"]["self_repair"][0][0] is None and found.meta["texts"]["self_repair"][0][1] is not None
+    part = self_repair_html(result)
+    assert "<script>alert" not in part and "null: norm alone" in part and str(found.table.component[0]) in part
+
+
+def arm(mask, seed, ratio, loss=2.0, noise=0.02, n=40):
+    """A Result of a model whose self-repair is `ratio` of what was removed, give or take noise by story."""
+    draw = np.random.default_rng(100 * seed + len(mask))
+    removed = draw.uniform(1, 2, n)
+    repair = removed * (ratio + draw.normal(0, noise) + draw.normal(0, noise, n))
+    one = {"value": repair.sum() / removed.sum(), "ci_low": ratio - 0.1, "ci_high": ratio + 0.1}
+    zero = dict.fromkeys(("value", "ci_low", "ci_high"), 0.0)
+    half = {"self_repair": one, **dict.fromkeys(("sr_heads", "sr_mlps", "sr_ln", "sr_own", "sr_gate"), zero), "n": n}
+    ablation = {"mask": mask, "k_attn": 4, "k_mlp": 4, "forward": "hard", "detach": "none", "gap_floor": 0.0}
+    import pandas as pd
+
+    meta = {
+        "checkpoint": f"{mask}-s{seed}", "checkpoint_sha256": "", "ablation": ablation, "training": {"seed": seed},
+        "knobs": {"selection": "top", "ablation": "zero", "n_tokens": 9, "masks": "own"}, "summary": "",
+        "halves": {"first": half, "second": half}, "losses": {"clean": loss + 0.001 * seed},
+        "by_story": {"self_repair": repair.tolist(), "removed": removed.tolist()}, "gini_of_direct_effects": 0.5,
+    }  # fmt: skip
+    return Result("self_repair", pd.DataFrame({"a": [1]}), {}, meta)
+
+
+def test_a_planted_reduction_is_found_and_its_size_is_right():
+    compared = self_repair_compared(
+        [*(arm("none", s, 0.5) for s in range(3)), *(arm("local", s, 0.2) for s in range(3))]
+    )
+    (drawn,) = compared.meta["bootstrap"]
+    assert drawn["ci_low"] < -0.3 < drawn["ci_high"] < 0 and drawn["p"] < 0.05 and drawn["n_stories"] == 40
+    assert compared.meta["summary"].startswith("local k=4 against none: less self-repair")
+    assert "at equal loss" in compared.meta["summary"] and len(compared.meta["matched"]) == 3
+    (row,) = [r for r in compared.meta["differences"] if r["metric"] == PRIMARY]
+    assert row["difference"] == pytest.approx(drawn["difference"]) and row["claim"]
+    assert arms_figure(compared).data[0].y is not None
+
+
+def test_equal_arms_are_not_told_apart_and_more_is_called_more():
+    same = [*(arm("none", s, 0.3, noise=0.1) for s in range(3)), *(arm("local", s, 0.3, noise=0.1) for s in range(3))]
+    assert "no difference held up" in self_repair_compared(same).meta["summary"]
+    more = [*(arm("none", s, 0.1) for s in range(3)), *(arm("global", s, 0.4) for s in range(3))]
+    assert "global k=4 against none: more" in self_repair_compared(more).meta["summary"]
+
+
+def test_two_seeds_claim_nothing_and_unequal_losses_are_said():
+    two = [*(arm("none", s, 0.5) for s in range(2)), *(arm("local", s, 0.2, loss=2.6) for s in range(2))]
+    summary = self_repair_compared(two).meta["summary"]
+    assert "no claim" in summary and "no difference held up" in summary
+    assert "no models of equal loss (the arm's is +0.60 bits off)" in summary
+
+
+def test_models_that_were_asked_otherwise_are_not_compared():
+    one, other = arm("none", 0, 0.5), arm("local", 0, 0.5)
+    other.meta["knobs"] = {**other.meta["knobs"], "selection": "all"}
+    with pytest.raises(ValueError, match="selection differ"):
+        self_repair_compared([one, other])
+
+
+@pytest.fixture
+def saved(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    """A corpus and a checkpoint of a model with masks."""
+    model = tiny_model(dtype=torch.float32)
+    model.tokenizer = tiny_tokenizer
+    save(model, tmp_path / "gated")
+    words = np.random.default_rng(0).integers(1, 29, (12, 9))
+    lines = [" ".join(f"w{i}" for i in row) for row in words]
+    (tmp_path / "stories.txt").write_text("".join(f"{line}\n<|endoftext|>\n" for line in lines))
+    monkeypatch.chdir(tmp_path)
+    return model, tmp_path
+
+
+def test_the_command_writes_table_figures_and_meta(saved, capsys):
+    _, folder = saved
+    main(["gated", "--corpus", "stories.txt", "--tokens", "60", "--stream", "gated", "--select", "abs", "--quiet"])
+    written = folder / "results" / "self_repair" / "gated.abs-gated"
+    result = Result.load(written)
+    assert len(result.table) == 8 and (written / "figures" / "text.html").exists()
+    assert 60 <= result.meta["knobs"]["n_tokens"] < 75 and "second half of the layers" in capsys.readouterr().out
+    assert result.meta["knobs"]["selection"] == "tokens with |direct effect| > 0.1 logits"
+    json.dumps(result.meta)
+
+
+def test_stories_have_as_many_tokens_as_asked_for(saved):
+    model, _ = saved
+    assert stories_of_tokens("stories.txt", model, 31).lengths.sum() == 40
+    assert stories_of_tokens("stories.txt", model, 5).n == 2
+    assert stories_of_tokens("stories.txt", model, 100_000).n == 12
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gated --select best", "gated --masks dealt", "gated --stream both --ablation optimal", "gated --tokens 0",
+        "gated --n 1", "nowhere/at/all", "none --stream gated",
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_line(saved, tiny_model, tiny_tokenizer, line, capsys):
+    if line.startswith("none"):
+        model = tiny_model(ablation={"mask": "none"}, dtype=torch.float32)
+        model.tokenizer = tiny_tokenizer
+        save(model, saved[1] / "none")
+    with pytest.raises(SystemExit) as end:
+        run(main, [*line.split(), "--corpus", "stories.txt", "--quiet"])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and error[-1].count(":") >= 1 and "Traceback" not in "".join(error)
+
+
+def test_variants_are_named_after_what_is_not_default():
+    assert variant(arguments(["x"])) == ""
+    asked = arguments(["x", "--select", "all", "--stream", "both", "--order", "symmetric", "--components", "mlps"])
+    assert variant(asked) == "mlps-all-symmetric-both"
