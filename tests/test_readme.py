@@ -23,6 +23,9 @@ SHORTER = {"sat_lens.train": "--steps 4 --eval-every 2 --eval-rows 4 --batch-siz
 SHORTER |= {
     "analyses.localization": "--n 16 --no-checks",
     "analyses.leakage": "--n 8 --controls 2",
+    "analyses.probing": "--n 15 --tokens 4 --site blocks.{l}.hook_resid_post --no-erasure",
+    "analyses.self_repair": "--tokens 300",
+    "analyses.specialization": "--n 12 --quiet",
     "analyses.report": "--n 8",
     "sat_lens.evaluate": "--max-tokens 2000 --n 8",
 }

@@ -4,12 +4,13 @@ labels("role", stories, model.tokenizer)  ->  Labels(name, classes, values[story
 """
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from analyses.labels import roles, tokens, world
-from analyses.labels.target import Labels
-from analyses.texts import Stories
+if TYPE_CHECKING:
+    from analyses.labels.labelled import labels as labels
+    from analyses.labels.target import Labels as Labels
 
 TARGETS: Mapping[str, str] = {
     "current_token": "the token itself",
@@ -24,40 +25,25 @@ TARGETS: Mapping[str, str] = {
     "speaker": "who says the quoted words, in the same classes (generator only)",
     "sentence_distance": "tokens since the start of the sentence, in bins",
 }
-_MADE_BY: Mapping[str, Callable[[Stories, Any], Labels]] = {
-    "current_token": tokens.current_token,
-    "previous_token": tokens.previous_token,
-    "next_token": tokens.next_token,
-    "token_class": tokens.token_class,
-    "part_of_speech": roles.part_of_speech,
-    "role": roles.role,
-    "position": tokens.position,
-    "n_names": roles.n_names,
-    "holder": world.holder,
-    "speaker": world.speaker,
-    "sentence_distance": roles.sentence_distance,
-}
 
 
-def labels(target: str, stories: Stories, tokenizer: Any, at_least: int = 1) -> Labels:
-    """The class of each token.
-
-    Args:
-        target: a key of `TARGETS`.
-        stories: with their texts, but for the token targets, `token_class` and `position`.
-        tokenizer: that made their tokens.
-        at_least: tokens that a class must have; those of rarer classes get -1.
+def known_target(name: str) -> str:
+    """The name, if it is one of `TARGETS`; nothing heavy is imported to know.
 
     Raises:
-        ValueError: an unknown target, stories without what the target needs, or another tokenizer.
+        ValueError: it is not.
     """
-    if target not in TARGETS:
-        near = difflib.get_close_matches(target, TARGETS, n=3, cutoff=0.4) or TARGETS
-        raise ValueError(f"no target {target!r}; nearest: {', '.join(near)}")
-    if at_least < 1:
-        raise ValueError(f"at_least must be 1 token or more; got {at_least}")
-    made = _MADE_BY[target](stories, tokenizer)
-    return made.frequent(at_least) if at_least > 1 else made
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, n=3, cutoff=0.4) or TARGETS
+        raise ValueError(f"no target {name!r}; nearest: {', '.join(near)}")
+    return name
 
 
-__all__ = ["TARGETS", "Labels", "labels"]
+def __getattr__(name: str) -> Any:
+    homes = {"labels": "labelled", "Labels": "target"}
+    if name not in homes:
+        raise AttributeError(f"module 'analyses.labels' has no attribute {name!r}")
+    return getattr(import_module(f"analyses.labels.{homes[name]}"), name)
+
+
+__all__ = ["TARGETS", "Labels", "known_target", "labels"]

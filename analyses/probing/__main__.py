@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
+from analyses.labels import known_target
 from sat_lens.commands import run
 
 STORIES, FOLDS, FEWEST, TOKENS = 300, 5, 3, 16
@@ -43,13 +44,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--folds must be at least {FEWEST}: to train, to choose the penalty, to judge; got {args.folds}")
     if args.n < args.folds:
         parser.error(f"--n must be at least --folds, as folds are of stories; got {args.n} and {args.folds}")
-    if args.target:
-        from analyses.probing.targets import refuse_unknown
-
-        try:
-            refuse_unknown(args.target)
-        except ValueError as error:
-            parser.error(str(error))
+    try:
+        for name in args.target or ():
+            known_target(name)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

@@ -5,7 +5,6 @@ what stays is stated by name and share.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.labels import TARGETS, Labels, labels
+from analyses.labels import Labels, known_target, labels
 from analyses.texts import Stories
 
 DEFAULT: tuple[str, ...] = ("role", "part_of_speech", "n_names", "holder")
@@ -38,15 +37,6 @@ class Target:
     def name(self) -> str:
         """Of the target."""
         return self.labels.name
-
-
-def refuse_unknown(names: Sequence[str]) -> None:
-    """Raise a ValueError for a target that does not exist, with the nearest that do."""
-    for name in names:
-        if name not in TARGETS:
-            near = difflib.get_close_matches(name, TARGETS, 2, 0.4)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise ValueError(f"a target must be one of {', '.join(TARGETS)}; got {name!r}{hint}")
 
 
 def target(found: Labels, *, at_least: int = AT_LEAST, most: int = MOST) -> Target:
@@ -90,7 +80,8 @@ def targets(names: Sequence[str] | None, stories: Stories, tokenizer: Any) -> tu
     Raises:
         ValueError: an unknown name, a target that is asked for and cannot be had, or no default one.
     """
-    refuse_unknown(names or ())
+    for name in names or ():
+        known_target(name)
     found, skipped = [], {}
     for name in names or DEFAULT:
         try:

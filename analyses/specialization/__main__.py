@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
+from analyses.labels import known_target
 from analyses.specialization.chosen import add_arguments, check_arguments
 from sat_lens.commands import run
 
@@ -54,6 +55,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.n = args.n or (QUICK_STORIES if args.quick else STORIES)
     args.target = args.target or list(QUICK_TARGETS if args.quick else TARGETS)
     args.draws = args.draws or (QUICK_DRAWS if args.quick else DRAWS)
+    try:
+        for name in args.target:
+            known_target(name)
+    except ValueError as error:
+        parser.error(str(error))
     check_arguments(parser, args)
     if args.n < 8:
         parser.error(f"--n must be at least 8 stories, for intervals over stories; got {args.n}")
