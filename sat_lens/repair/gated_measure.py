@@ -122,11 +122,11 @@ def _both(
     if not rows.keep.any():
         raise ValueError("self-repair needs at least 1 token with a target and a replacement; there is none")
     plan = planned(runner, chosen)
-    question = measure._Question(runner, readout, rows, plan, doses, ablation.draws, select, ln_order)
-    columns = measure._columns(runner) if downstream == "components" else ()
+    question = measure.Question(runner, readout, rows, plan, doses, ablation.draws, select, ln_order)
+    columns = measure.downstream_columns(runner) if downstream == "components" else ()
     free = available_bytes(str(model.W_U.device))
     most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, None if free is None else free / 4)
-    measure._require_memory(question, batch_size, 4 * most, len(columns), per_token)
+    measure.require_memory(question, batch_size, 4 * most, len(columns), per_token)
     sources = Sources(runner, ablation, rows, chosen, batch_size)
     tally = Tally(len(doses), len(chosen), rows.n, len(columns), per_token)
     tolerance = TOLERANCE[model.W_U.dtype]
@@ -147,4 +147,4 @@ def _both(
         "dtype": str(model.W_U.dtype).removeprefix("torch."),
         "sat_lens": __version__,
     }
-    return measure._result(question, tally, columns, meta)
+    return measure.result_of(question, tally, columns, meta)

@@ -107,10 +107,10 @@ def self_repair(
     rows = dataclasses.replace(rows, keep=rows.keep & whole.measurable(rows) & readout.defined(rows.tokens))
     if not rows.keep.any():
         raise ValueError("self-repair needs at least 1 token with a target and a replacement; there is none")
-    question = _Question(runner, readout, rows, planned(runner, chosen), doses, whole.draws, select, ln_order)
-    columns = _columns(runner) if downstream == "components" else ()
+    question = Question(runner, readout, rows, planned(runner, chosen), doses, whole.draws, select, ln_order)
+    columns = downstream_columns(runner) if downstream == "components" else ()
     most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, available_bytes(str(model.W_U.device)))
-    _require_memory(question, batch_size, most, len(columns), per_token)
+    require_memory(question, batch_size, most, len(columns), per_token)
     source = whole.fitted(runner, rows, chosen, batch_size)
     tally = Tally(len(doses), len(chosen), rows.n, len(columns), per_token)
     with runner.ready():
@@ -130,11 +130,11 @@ def self_repair(
         "dtype": str(model.W_U.dtype).removeprefix("torch."),
         "sat_lens": __version__,
     }
-    return _result(question, tally, columns, meta)
+    return result_of(question, tally, columns, meta)
 
 
 @dataclasses.dataclass
-class _Question:
+class Question:
     """What is asked of every batch."""
 
     runner: Runner
@@ -229,7 +229,7 @@ class _Question:
         tally.closure = max(tally.closure, worst)
 
 
-def _result(question: _Question, tally: Tally, columns: tuple[str, ...], meta: dict[str, Any]) -> SelfRepairResult:
+def result_of(question: Question, tally: Tally, columns: tuple[str, ...], meta: dict[str, Any]) -> SelfRepairResult:
     merged = tally.merged()
     for i, component in enumerate(question.plan.components):
         for site, units in component.writes if columns else ():
@@ -244,7 +244,7 @@ def _result(question: _Question, tally: Tally, columns: tuple[str, ...], meta: d
     )  # fmt: skip
 
 
-def _columns(runner: Runner) -> tuple[str, ...]:
+def downstream_columns(runner: Runner) -> tuple[str, ...]:
     """Names of everything downstream, a layer's heads and then its MLP."""
     names = []
     for layer in range(runner.n_layers):
@@ -253,7 +253,7 @@ def _columns(runner: Runner) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _require_memory(question: _Question, batch_size: int, most: int, n_columns: int, per_token: bool) -> None:
+def require_memory(question: Question, batch_size: int, most: int, n_columns: int, per_token: bool) -> None:
     """Refuse before the run what would not fit: activations of a batch and a chunk, and what is summed."""
     model, n = question.runner.model, len(question.plan.components)
     n_rows, n_pos = question.rows.tokens.shape

@@ -3,10 +3,11 @@
 TransformerLens normalises three times before attention (for queries, keys and values), in several steps each, and
 spells `gelu_new` out. Here a norm is one call of PyTorch and is made once, `gelu_new` is PyTorch's own, and attention
 the fused kernel. Hooks on z, attn_out, mlp_out and within attention and MLP fire; those on streams and norms do not,
-so that a model which carries hooks already is run by its own blocks.
+so that a model which carries hooks already, or is to be hooked there, is run by its own blocks.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,11 @@ def bare(model: Any) -> bool:
     split = cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in
     hooked = any(point._forward_hooks or point._forward_pre_hooks for point in model.hook_dict.values())
     return not split and not hooked and all(type(block) is TransformerBlock for block in model.blocks)
+
+
+def fires(name: str) -> bool:
+    """Whether a hook point fires in `plain_block`."""
+    return re.fullmatch(r"blocks\.\d+\.(attn\..+|mlp\..+|hook_attn_out|hook_mlp_out)", name) is not None
 
 
 def plain_block(block: Any, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:

@@ -25,7 +25,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 from sat_lens._tl import HookedTransformer
 from sat_lens.activations import inference
 from sat_lens.repair.components import Component, Site
-from sat_lens.repair.quick_blocks import bare, normed, plain_block, quick
+from sat_lens.repair.quick_blocks import bare, fires, normed, plain_block, quick
 
 Hooks = list[tuple[str, Callable[[Tensor], Tensor | None]]]
 
@@ -180,12 +180,13 @@ class HookedRunner(Runner):
         rows: Int[Tensor, " copy"],
         hooks: Hooks,
     ) -> Float[Tensor, "copy pos d_model"]:
+        quickly = self._bare and all(map(fires, (name for name, _ in hooks)))
         with self.hooked(hooks):
             if entry.half:
                 block = self.model.blocks[entry.layer]
-                x = x + block.apply_mlp(block.ln2(x) if not self._bare else normed(block.ln2, x))
+                x = x + block.apply_mlp(normed(block.ln2, x) if quickly else block.ln2(x))
             start = entry.layer + entry.half
-            if not self._bare:
+            if not quickly:
                 return self.model(x, start_at_layer=start, stop_at_layer=self.n_layers)
             for block in self.model.blocks[start:]:
                 x = plain_block(block, x)

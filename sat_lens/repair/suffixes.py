@@ -92,7 +92,7 @@ def ablated(
     batch: Batch,
     chunk: Chunk,
     removal: Removal,
-    dose: float,
+    dose: float | int,
     every: Callable[[int, Tensor], None] | None = None,
 ) -> Ablated:
     """Run a chunk.

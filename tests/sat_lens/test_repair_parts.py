@@ -33,7 +33,7 @@ from sat_lens.repair.components import Site, sites_of
 from sat_lens.repair.donors import donor_table
 from sat_lens.repair.effects import zone
 from sat_lens.repair.rows import as_rows
-from sat_lens.repair.runner import make_runner
+from sat_lens.repair.runner import Point, make_runner
 
 
 def texts(n=5, n_pos=9, seed=3):
@@ -387,3 +387,22 @@ def test_several_processes_give_what_one_gives(tiny_model, ranks):
     for shared in ranks(3, measured):
         for mine, its in zip(alone, shared, strict=True):
             torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("name", ["hook_resid_mid", "ln1.hook_scale", "ln2.hook_normalized", "mlp.hook_post"])
+def test_a_suffix_is_felt_by_hooks_wherever_they_sit(tiny_model, name):
+    model = tiny_model().to_hooked_transformer()
+    tokens = torch.randint(model.cfg.d_vocab, (3, 7), generator=torch.Generator().manual_seed(0))
+    hook = (f"blocks.1.{name}", lambda value: 0.5 * value)
+    runner, start = make_runner(model), Point(1)
+    with runner.ready():
+        clean = runner.clean(tokens, [], [start])
+        found = runner.suffix(clean, start, clean.streams[start], torch.arange(3), [hook])
+    expected = model.run_with_hooks(
+        tokens,
+        return_type=None,
+        stop_at_layer=model.cfg.n_layers,
+        fwd_hooks=[(hook[0], lambda value, hook: 0.5 * value)],
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(expected, model(tokens, return_type=None, stop_at_layer=model.cfg.n_layers))

@@ -22,8 +22,6 @@ from sat_lens.repair.rows import Rows, as_rows
 from sat_lens.repair.runner import Clean, FullRunner, Hooks, Point, make_runner
 
 Values = Mapping[Site, Tensor]
-QUIET = ("hook_scale", "hook_resid_pre")
-"""Hook points that the quick blocks of a runner leave out."""
 
 
 @dataclasses.dataclass
@@ -62,8 +60,7 @@ class Take:
             x: the stream there; None: the clean one.
             copies: row of this batch that each copy stands for; None: each row once.
         """
-        quiet = any(name.endswith(QUIET) for name, _ in hooks)
-        runner, clean = self.scene.observed if quiet else self.scene.runner, self.clean
+        runner, clean = self.scene.runner, self.clean
         copies = torch.arange(len(self.rows), device=self.v.device) if copies is None else copies
         stream = clean.streams[Point(layer)][copies] if x is None else x
         if x is not None and isinstance(runner, FullRunner):  # it starts at the tokens, whatever the stream
@@ -136,9 +133,6 @@ class Scene:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         self.model, self.runner, self.batch_size, self.progress = model, make_runner(model), batch_size, progress
-        self.observed = make_runner(
-            model
-        )  # never made ready, so that it keeps to the model's own blocks and their hooks
         self.ablation = Resample() if ablation is None else ablation
         self.readout = target if isinstance(target, Readout) else Readout(model, target)
         rows = as_rows(stories.tokens, stories.lengths, keep, None, needs_next=self.readout.needs_next)
