@@ -195,7 +195,7 @@ def _panels(titles: list[str], shared: bool) -> go.Figure:
     n_rows = -(-len(titles) // 2)
     drawn = make_subplots(
         rows=n_rows, cols=min(2, len(titles)), subplot_titles=titles, shared_yaxes="all" if shared else False,
-        vertical_spacing=0.24 / n_rows,
+        vertical_spacing=0.36 / n_rows,
     )  # fmt: skip
     drawn.update_layout(template=TEMPLATE, height=170 + 300 * n_rows)
     return drawn

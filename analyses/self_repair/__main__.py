@@ -9,6 +9,8 @@ Streams of a self-ablating model: `clean` as in any model; `gated` (the componen
 units, masks cannot react); `both` (out of both streams, masks react: `sr_gate`). In the last two the same is asked
 once more under masks dealt from other positions.
 
+`--study NAME` asks how it comes about: by neurons that erase, by backups, by the norm, in proportion to the dose, ...
+
 Results stand in OUT/self_repair/CKPT.VARIANT, and with several checkpoints, at least three seeds an arm for a claim, in
 OUT/self_repair/arms.VARIANT.
 
@@ -16,14 +18,17 @@ Source: arXiv 2402.15390.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
+from analyses.self_repair.mechanisms import STUDIES
 from sat_lens.commands import run
 
 TOKENS = {"clean": 20_000, "gated": 10_000, "both": 6_000}
 """By stream, for the same time: well under a minute for a shipped checkpoint."""
+STUDY_TOKENS = 3_000
 SELECTIONS = ("top", "all", "abs", "bottom")
 ABLATIONS = ("resample", "mean", "zero", "optimal")
 COMPONENTS = ("heads", "mlps", "attn")
@@ -49,8 +54,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--masks", choices=MASKS, default="own",
         help="gated or both: the model's masks, those of other positions, random ones (default: own)")  # fmt: skip
     add("--no-control", action="store_true", help="gated or both: leave out the second run under dealt masks")
+    add("--study", choices=tuple(STUDIES), metavar="NAME",
+        help="how it comes about: " + "; ".join(f"{name} ({line})" for name, (_, line) in STUDIES.items()))  # fmt: skip
+    add("--component", type=head_name, metavar="LxHy",
+        help="head that erasure, self_repression, mediation, dose and share_of_repair take out (default: the one of "
+        "the greatest direct effect)")  # fmt: skip
     args = parser.parse_args(argv)
-    args.tokens = args.tokens or TOKENS[args.stream]
+    args.tokens = args.tokens or (STUDY_TOKENS if args.study else TOKENS[args.stream])
+    if args.study and args.stream != "clean":
+        parser.error(f"--study is of the clean stream; got --stream {args.stream}")
+    if args.component and not args.study:
+        parser.error("--component is for --study; without one every component is asked")
     if args.stream == "clean" and args.masks != "own":
         parser.error(f"--masks {args.masks} needs --stream gated or both; the clean stream has no masks")
     if args.stream != "clean" and args.ablation == "optimal":
@@ -60,10 +74,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def head_name(text: str) -> tuple[int, int]:
+    """Layer and head of `L3H0`."""
+    if not (found := re.fullmatch(r"L(\d{1,3})H(\d{1,3})", text)):
+        raise argparse.ArgumentTypeError(f"must be a head such as L3H0; got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def variant(args: argparse.Namespace) -> str:
     """Folder ending of what is asked other than by default."""
-    asked = [args.components, args.select, args.ablation, args.order, args.stream, args.masks]
-    usual = ["heads", "top", "resample", "clean", "clean", "own"]
+    asked = [args.study, args.components, args.select, args.ablation, args.order, args.stream, args.masks]
+    usual = [None, "heads", "top", "resample", "clean", "clean", "own"]
     return "-".join(value for value, default in zip(asked, usual, strict=True) if value != default)
 
 
@@ -71,6 +92,13 @@ def analyse(model: Any, args: argparse.Namespace) -> Any:
     from analyses.self_repair.repair import stories_of_tokens, story_self_repair
 
     texts = stories_of_tokens(args.corpus, model, args.tokens, args.n, args.seed)
+    if args.study:
+        from analyses.self_repair.study import study
+
+        return study(
+            model, texts, args.study, component=args.component, ablation=args.ablation, select=args.select,
+            seed=args.seed, progress=not args.quiet,
+        )  # fmt: skip
     return story_self_repair(
         model, texts, components=args.components, ablation=args.ablation, select=args.select, order=args.order,
         stream=args.stream, masks=args.masks, control=not args.no_control, seed=args.seed, progress=not args.quiet,
@@ -79,7 +107,10 @@ def analyse(model: Any, args: argparse.Namespace) -> Any:
 
 def figures(result: Any) -> Any:
     from analyses.self_repair.figures import self_repair_figures
+    from analyses.self_repair.mechanisms import study_figures
 
+    if result.name != "self_repair":
+        return study_figures(result)
     return self_repair_figures(result)
 
 
@@ -98,8 +129,8 @@ def compared_figures(result: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     answer(
-        "self_repair", args, analyse, figures, argv, compare=compare, compared_figures=compared_figures,
-        variant=variant(args),
+        "self_repair", args, analyse, figures, argv, compare=None if args.study else compare,
+        compared_figures=compared_figures, variant=variant(args),
     )  # fmt: skip
 
 

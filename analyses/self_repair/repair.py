@@ -86,7 +86,7 @@ def story_self_repair(
 
     Cost: see `sat_lens.repair.measure`; with a control twice that.
     """
-    for given, known in ((components, COMPONENTS), (select, SELECTIONS), (ablation, _ablations(seed))):
+    for given, known in ((components, COMPONENTS), (select, SELECTIONS), (ablation, ablations(seed))):
         if given not in known:
             raise ValueError(f"self-repair is asked with one of {', '.join(known)}; got {given!r}")
     chosen = COMPONENTS[components](model)
@@ -95,7 +95,7 @@ def story_self_repair(
 
     def asked(masks: str, main: bool) -> SelfRepairResult:
         return gated_self_repair(
-            model, texts.tokens, chosen, _ablations(seed)[ablation], lengths=texts.lengths,
+            model, texts.tokens, chosen, ablations(seed)[ablation], lengths=texts.lengths,
             select=SELECTIONS[select](), masks=masks, per_token=main,
             downstream="components" if main and cells <= MOST_CELLS else "none", progress=progress, **knobs,
         )  # fmt: skip
@@ -130,7 +130,7 @@ def story_self_repair(
         meta["control"] = {"masks": "dealt", **ratios(dealt, seed)}
         meta["control_by_story"] = {key: value.tolist() for key, value in dealt.items()}
     best = strongest(table)
-    meta["texts"] = shown_texts(model, texts, chosen[best], _ablations(seed)[ablation], masks, knobs)
+    meta["texts"] = shown_texts(model, texts, chosen[best], ablations(seed)[ablation], masks, knobs)
     meta["summary"] = summary(table, meta)
     units = {name: unit for name, unit in {**UNITS, **OWN_UNITS}.items() if name in table.columns}
     return Result("self_repair", table, units, meta)
@@ -220,5 +220,5 @@ def summary(table: Any, meta: dict[str, Any]) -> str:
     )
 
 
-def _ablations(seed: int) -> dict[str, Any]:
+def ablations(seed: int) -> dict[str, Any]:
     return {"resample": Resample(seed=seed), "mean": Mean(), "zero": Zero(), "optimal": Optimal(seed=seed)}

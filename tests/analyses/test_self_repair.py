@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,12 +12,14 @@ from analyses.self_repair.__main__ import arguments, main, variant
 from analyses.self_repair.arms_figure import arms_figure
 from analyses.self_repair.comparison import PRIMARY, self_repair_compared
 from analyses.self_repair.figures import self_repair_figures
+from analyses.self_repair.mechanisms import STUDIES, study_figures
 from analyses.self_repair.repair import repairers, stories_of_tokens, story_self_repair
 from analyses.self_repair.report_part import self_repair_html
+from analyses.self_repair.study import study
 from analyses.texts import Stories
 from sat_lens import save
 from sat_lens.commands import run
-from sat_lens.repair import Resample, TopDE, heads, self_repair
+from sat_lens.repair import All, Mean, Resample, TopDE, heads, self_repair
 
 U = 3.0
 
@@ -254,3 +257,26 @@ def test_variants_are_named_after_what_is_not_default():
     assert variant(arguments(["x"])) == ""
     asked = arguments(["x", "--select", "all", "--stream", "both", "--order", "symmetric", "--components", "mlps"])
     assert variant(asked) == "mlps-all-symmetric-both"
+
+
+def test_a_study_is_asked_with_the_questions_words(tiny_model):
+    """The response to a dose, by the command's words and by the library's objects."""
+    model, stories = tiny_model(ablation={"mask": "none"}), texts()
+    found = study(model, stories, "dose", component=(0, 1), select="all", ablation="mean", seed=3)
+    direct = STUDIES["dose"][0](model, stories, component=(0, 1), select=All(), ablation=Mean(), seed=3)
+    pd.testing.assert_frame_equal(found.table, direct.table)
+    with pytest.raises(ValueError, match="a study must be one of erasure, .*; got 'doze'"):
+        study(model, stories, "doze")
+    with pytest.raises(ValueError, match="hydra is of all components"):
+        study(model, stories, "hydra", component=(0, 1))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_words_and_figures(tiny_model, name):
+    result = study(tiny_model(ablation={"mask": "none"}), texts(), name, select="all")
+    assert result.name.startswith("self_repair_") and len(result.table) and study_figures(result)
+
+
+def test_the_command_writes_a_study(saved, capsys):
+    main(["gated", "--corpus", "stories.txt", "--tokens", "60", "--study", "dose", "--select", "all", "--quiet"])
+    assert Result.load("results/self_repair/gated.dose-all").name == "self_repair_dose"

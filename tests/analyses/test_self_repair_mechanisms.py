@@ -7,7 +7,7 @@ from scipy.stats import linregress
 from sklearn.metrics import roc_auc_score
 
 from analyses.result import Result
-from analyses.self_repair.mechanisms import STUDIES, figures, noise
+from analyses.self_repair.mechanisms import STUDIES, noise, study_figures
 from analyses.self_repair.mechanisms.backups import area, fisher_energy
 from analyses.self_repair.mechanisms.estimates import line, moments
 from analyses.self_repair.mechanisms.hydra import _donors
@@ -321,7 +321,7 @@ def test_every_study_has_figures_from_its_saved_result_alone(name, model, tmp_pa
     known = result.table[result.table.ci_low.notna()]
     assert (known.ci_low <= known.ci_high).all()
     result.save(tmp_path / name)
-    drawn = figures(Result.load(tmp_path / name))
+    drawn = study_figures(Result.load(tmp_path / name))
     assert drawn and all(len(figure.data) for figure in drawn.values())
     again = study(model, texts(), batch_size=5, **knobs)
     columns = ["value", "null"]

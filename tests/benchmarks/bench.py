@@ -8,6 +8,7 @@ of large squares would do in the same time, measured in turns with the arms.
     make bench                                  the reference size and the cpu preset
     make bench ARGS="--size cpu --rounds 3"     one of them, shorter
     make bench ARGS=--circuits                  ACDC and EAP-IG beside other implementations
+    make bench ARGS=--repair                    self-repair beside whole forward passes
     make bench ARGS=--curves                    cost curves: data/results/cost_curves.json and a page
 """
 
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument(
         "--circuits", nargs="?", const="reference", choices=["reference", "large"], help="time the search for circuits"
     )
+    parser.add_argument(
+        "--repair", nargs="?", const="reference", choices=["reference", "small"], help="time self-repair"
+    )
     parser.add_argument("--refit", action="store_true", help="fit the stored measurements of the curves anew")
     parser.add_argument("--small", action="store_true", help="with --curves: the smallest sizes, to try it")
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="folder for the curves' JSON")
@@ -59,6 +63,13 @@ def main() -> None:
         from circuits import circuits_table
 
         for row in circuits_table(args.circuits, args.threads, args.rounds):
+            sys.stdout.write(row)
+            sys.stdout.flush()
+        return
+    if args.repair:
+        from repair import repair_table
+
+        for row in repair_table(args.repair, args.threads, args.rounds):
             sys.stdout.write(row)
             sys.stdout.flush()
         return

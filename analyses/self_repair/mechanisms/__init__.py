@@ -33,7 +33,7 @@ STUDIES: Mapping[str, tuple[Callable[..., Any], str]] = {name: (_study(name), li
 """By name: the function (model, stories, **knobs) -> Result, and one line on what it asks."""
 
 
-def figures(result: Any) -> Mapping[str, Any]:
+def study_figures(result: Any) -> Mapping[str, Any]:
     """The figures of any study's Result, by file name."""
     from analyses.self_repair.mechanisms.figures import FIGURES
 
