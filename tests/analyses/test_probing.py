@@ -256,7 +256,7 @@ def test_arms_with_three_seeds_that_differ_are_a_claim_and_equal_ones_are_none(e
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["none-s0", "--target", "rolle"], "got 'rolle'; nearest: role"),
+        (["none-s0", "--target", "rolle"], "no target 'rolle'; nearest: role"),
         (["none-s0", "--n", "4"], "--n must be at least --folds, as folds are of stories; got 4 and 5"),
         (["none-s0", "--folds", "2"], "--folds must be at least 3"),
         (["none-s0", "--probe", "deep"], "invalid choice: 'deep'"),
