@@ -55,7 +55,7 @@ def training(checkpoint: str) -> dict[str, Any]:
     except (OSError, ValueError):  # a .bin, or a model that TransformerLens knows
         return {}
     known = recorded if isinstance(recorded, dict) else {}
-    return {key: known[key] for key in ("seed", "step", "tokens_seen") if key in known}
+    return {key: known[key] for key in ("seed", "step", "tokens_seen", "tokens_seen_before") if key in known}
 
 
 def checkpoint_sha256(model: torch.nn.Module, checkpoint: str) -> tuple[str, str]:

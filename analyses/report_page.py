@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -95,7 +95,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "seed": training.get("seed"),
         "n_parameters": entry.n_parameters,
         "n_gate_parameters": entry.n_gate_parameters,
-        "tokens_seen": training.get("tokens_seen"),
+        "tokens_seen": tokens_seen(training),
         "held_out_clean": entry.held_out.get("clean"),
         "held_out_ablated": entry.held_out.get("ablated") if gated else None,
         "ioi_accuracy": task.get("accuracy"),
@@ -103,6 +103,12 @@ def _row(entry: Entry) -> dict[str, Any]:
         "ci_high": task.get("accuracy_high"),
         "n": task.get("n"),
     }
+
+
+def tokens_seen(training: Mapping[str, Any]) -> int | None:
+    """Of all runs that the weights went through; None where no run was recorded."""
+    seen, before = training.get("tokens_seen"), training.get("tokens_seen_before")
+    return None if seen is None else seen + (before or 0)
 
 
 def report_html(entries: Sequence[Entry]) -> str:

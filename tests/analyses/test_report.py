@@ -16,7 +16,7 @@ import torch
 from analyses import report
 from analyses.masks import StoryMasks
 from analyses.page import document, escaped, figure_html, number, pairs_html, script_data, table_html
-from analyses.report_page import Entry, report_html
+from analyses.report_page import Entry, report_html, tokens_seen
 from analyses.result import Result
 from sat_lens import SelfAblatingTransformer, SelfAblation, load_tokenizer, save
 from sat_lens._tl import HookedTransformerConfig
@@ -311,3 +311,8 @@ def test_what_specialization_found_is_shown_as_text(tmp_path):
     made = {"checkpoint": "c", "checkpoint_sha256": "a"}
     with pytest.raises(ValueError, match="analyses.specialization c --explain makes one"):
         report.stored_specialization(tmp_path / "c.explained", made)
+
+
+def test_tokens_of_earlier_runs_are_counted():
+    assert tokens_seen({"tokens_seen": 12, "tokens_seen_before": 18}) == 30
+    assert tokens_seen({"tokens_seen": 12, "tokens_seen_before": None}) == 12 and tokens_seen({}) is None
