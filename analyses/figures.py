@@ -1,13 +1,15 @@
-"""Figures: one Plotly template, two kinds of plot, and how they are written; pages that are no Plotly figure too."""
+"""Figures: one Plotly template, the plots that questions share, how they are written; pages that are no figure too."""
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from sat_lens.files import write_whole
 
@@ -87,6 +89,54 @@ def error_bars(value: Any, low: Any, high: Any, **look: Any) -> dict[str, Any]:
         "arrayminus": value - np.asarray(low, dtype=np.float64),
     }
     return {"type": "data", "symmetric": False, **ends, **look}
+
+
+def by_arm(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    title: str,
+    *,
+    titles: Sequence[str] | None = None,
+    zero: Collection[str] = (),
+    height: int = 620,
+    digits: int = 3,
+    **spacing: Any,
+) -> go.Figure:
+    """Models by arm: a panel a metric, three in a row, a marker a model with its interval.
+
+    Args:
+        table: of a comparison, with columns `arm, seed, metric, value, ci_low, ci_high`.
+        metrics: shown, in this order.
+        titles: of the panels; None: the metrics.
+        zero: metrics with a line at 0.
+        height: pixels.
+        digits: behind the point, of the numbers shown at a marker.
+        spacing: passed to plotly's `make_subplots`.
+    """
+    arms, titles = list(dict.fromkeys(table.arm)), list(titles or metrics)
+    n_rows = max(1, -(-len(metrics) // 3))
+    drawn = make_subplots(rows=n_rows, cols=3, subplot_titles=titles, vertical_spacing=0.16, **spacing)
+    drawn.update_layout(template=TEMPLATE, title_text=title, height=height, showlegend=False)
+    for i, metric in enumerate(metrics):
+        rows = table[table.metric == metric].astype({"value": float, "ci_low": float, "ci_high": float})
+        within = rows.groupby("arm").cumcount() - (rows.groupby("arm").arm.transform("size") - 1) / 2
+        place = {"row": i // 3 + 1, "col": i % 3 + 1}
+        drawn.add_scatter(
+            x=np.array([arms.index(arm) for arm in rows.arm], dtype=float) + 0.12 * within,
+            y=rows.value,
+            error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0),
+            mode="markers",
+            marker={"color": [COLORS[arms.index(arm) % len(COLORS)] for arm in rows.arm]},
+            customdata=rows[["arm", "seed", "n"]],
+            hovertemplate=f"%{{customdata[0]}}, seed %{{customdata[1]}}: %{{y:.{digits}f}}, "
+            "n = %{customdata[2]}<extra></extra>",
+            **place,
+        )
+        ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": arms}
+        drawn.update_xaxes(**ticks, range=[-0.5, len(arms) - 0.5], showgrid=False, **place)
+        if metric in zero:
+            drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"}, **place)
+    return drawn
 
 
 def curve(

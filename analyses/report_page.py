@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -181,36 +181,18 @@ def comparison_html(answered: Sequence[tuple[str, Result]]) -> str:
 
 
 def checkpoint_html(entry: Entry, anchor: str) -> str:
-    body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n<h3>Where the task is done</h3>\n']
-    if isinstance(entry.localization, str):
-        body.append(f"<p>No localization: {escaped(entry.localization)}.</p>\n")
-    else:
-        body.append(localization_html(entry.localization))
-    body.append("<h3>A circuit of the task</h3>\n")
-    if isinstance(entry.circuit, str):
-        body.append(f"<p>No circuit: {escaped(entry.circuit)}.</p>\n")
-    else:
-        body.append(circuit_html(entry.circuit))
-    body.append("<h3>A story with its masks</h3>\n")
-    if isinstance(entry.story, str):
-        body.append(f"<p>No masks: {escaped(entry.story)}.</p>\n")
-    else:
-        body.append(masks_html(entry.story))
-    body.append("<h3>Is the mask a message?</h3>\n")
-    if isinstance(entry.leakage, str):
-        body.append(f"<p>Not known: {escaped(entry.leakage)}.</p>\n")
-    else:
-        body.append(leakage_html(entry.leakage))
-    body.append("<h3>What single units are selective for</h3>\n")
-    if isinstance(entry.specialization, str):
-        body.append(f"<p>Not known: {escaped(entry.specialization)}.</p>\n")
-    else:
-        body.append(specialization_html(entry.specialization))
-    body.append("<h3>How well single units are explained</h3>\n")
-    if isinstance(entry.explainability, str):
-        body.append(f"<p>Not known: {escaped(entry.explainability)}.</p>\n")
-    else:
-        body.append(explainability_html(entry.explainability))
+    sections: tuple[tuple[str, Any, Callable[[Any], str], str], ...] = (
+        ("Where the task is done", entry.localization, localization_html, "No localization"),
+        ("A circuit of the task", entry.circuit, circuit_html, "No circuit"),
+        ("A story with its masks", entry.story, masks_html, "No masks"),
+        ("Is the mask a message?", entry.leakage, leakage_html, "Not known"),
+        ("What single units are selective for", entry.specialization, specialization_html, "Not known"),
+        ("How well single units are explained", entry.explainability, explainability_html, "Not known"),
+    )
+    body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n']
+    for title, answer, html, without in sections:
+        found = f"<p>{without}: {escaped(answer)}.</p>\n" if isinstance(answer, str) else html(answer)
+        body.append(f"<h3>{title}</h3>\n{found}")
     return "".join(body) + configuration_html(entry)
 
 

@@ -13,6 +13,7 @@ A reply is data: it is read strictly, and never evaluated.
 import dataclasses
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -171,15 +172,15 @@ class ChatBackend(Protocol):
         ...
 
 
-class OneByOne:
+class OneByOne(ABC):
     """A backend that is asked through `answer`, one request at a time."""
 
     n_threads = 1
     batch = 1
 
+    @abstractmethod
     def answer(self, request: ChatRequest) -> ChatReply:
         """The reply to one request."""
-        raise NotImplementedError
 
     def chat(
         self, messages: Sequence[Message], max_tokens: int = 256, temperature: float | int = 0.0, top_logprobs: int = 0
@@ -197,8 +198,56 @@ class OneByOne:
                 found.append(none)
         return found
 
-    def halt(self, level: int) -> None:
+    def halt(self, level: int) -> None:  # noqa: B027 (not every backend has something to break off)
         """Nothing that takes long is under way."""
+
+
+class Around(ABC):
+    """A backend around another one, whose name, identity and limits are its own.
+
+    Args:
+        inner: whom to ask.
+    """
+
+    def __init__(self, inner: ChatBackend) -> None:
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        """See `ChatBackend`."""
+        return self.inner.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `ChatBackend`."""
+        return self.inner.identity
+
+    @property
+    def n_threads(self) -> int:
+        """See `ChatBackend`."""
+        return self.inner.n_threads
+
+    @property
+    def batch(self) -> int:
+        """See `ChatBackend`."""
+        return self.inner.batch
+
+    def halt(self, level: int) -> None:
+        """Pass it on."""
+        self.inner.halt(level)
+
+    def chat(
+        self, messages: Sequence[Message], max_tokens: int = 256, temperature: float | int = 0.0, top_logprobs: int = 0
+    ) -> ChatReply:
+        """The reply to one request."""
+        reply = self.answers([ChatRequest(tuple(messages), max_tokens, temperature, top_logprobs)])[0]
+        if isinstance(reply, NoReply):
+            raise reply
+        return reply
+
+    @abstractmethod
+    def answers(self, requests: Sequence[ChatRequest]) -> list[ChatReply | NoReply]:
+        """See `ChatBackend`."""
 
 
 def reply_of(document: Any) -> ChatReply:

@@ -11,16 +11,15 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from analyses.explain.chat import ChatBackend, ChatReply, ChatRequest, Message, NoReply, reply_of
+from analyses.explain.chat import Around, ChatBackend, ChatReply, ChatRequest, NoReply, reply_of
 from sat_lens.files import write_whole
 
 FORMAT = "sat_lens chat 1"
 LARGEST_FILE = 2**26
 
 
-class CachedChat:
+class CachedChat(Around):
     """A backend that asks another one only what it has not answered yet.
 
     Threads that ask one thing at once ask it once. Two processes may share a folder.
@@ -34,45 +33,13 @@ class CachedChat:
     """
 
     def __init__(self, inner: ChatBackend, folder: Path | str) -> None:
-        self.inner, self.folder = inner, Path(folder)
+        super().__init__(inner)
+        self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"the cache of replies must be a folder; {folder} is a file")
         self.n_hits = self.n_asked = 0
         self._claimed: set[str] = set()
         self._changed = threading.Condition()
-
-    @property
-    def name(self) -> str:
-        """That of the inner backend, as are `identity`, `n_threads` and `batch`."""
-        return self.inner.name
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `ChatBackend`."""
-        return self.inner.identity
-
-    @property
-    def n_threads(self) -> int:
-        """See `ChatBackend`."""
-        return self.inner.n_threads
-
-    @property
-    def batch(self) -> int:
-        """See `ChatBackend`."""
-        return self.inner.batch
-
-    def halt(self, level: int) -> None:
-        """Pass it on."""
-        self.inner.halt(level)
-
-    def chat(
-        self, messages: Sequence[Message], max_tokens: int = 256, temperature: float | int = 0.0, top_logprobs: int = 0
-    ) -> ChatReply:
-        """The reply to one request."""
-        reply = self.answers([ChatRequest(tuple(messages), max_tokens, temperature, top_logprobs)])[0]
-        if isinstance(reply, NoReply):
-            raise reply
-        return reply
 
     def answers(self, requests: Sequence[ChatRequest]) -> list[ChatReply | NoReply]:
         """The reply to each; of equal requests, the same."""

@@ -12,13 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.explain.chat import ChatBackend, ChatError, ChatReply, ChatRequest, Message, NoReply, OneByOne, reply_of
+from analyses.explain.chat import (
+    Around,
+    ChatBackend,
+    ChatError,
+    ChatReply,
+    ChatRequest,
+    Message,
+    NoReply,
+    OneByOne,
+    reply_of,
+)
 
 FORMAT = "sat_lens cassette 1"
 LONGEST_LINE = 2**26
 
 
-class Recording:
+class Recording(Around):
     """A backend that writes down what another one answers; what the cassette holds already is not written again.
 
     Args:
@@ -30,7 +40,8 @@ class Recording:
     """
 
     def __init__(self, inner: ChatBackend, path: Path | str) -> None:
-        self.inner, self.path = inner, Path(path)
+        super().__init__(inner)
+        self.path = Path(path)
         self._written: set[str] = set()
         self._lock = threading.Lock()
         if self.path.exists():
@@ -38,39 +49,6 @@ class Recording:
             if header["identity"] != inner.identity:
                 raise ValueError(f"{path} was recorded from {header['name']!r}, of other settings than {inner.name!r}")
             self._written = {key for key, reply in entries.items() if isinstance(reply, ChatReply)}
-
-    @property
-    def name(self) -> str:
-        """That of the inner backend, as are `identity`, `n_threads` and `batch`."""
-        return self.inner.name
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `ChatBackend`."""
-        return self.inner.identity
-
-    @property
-    def n_threads(self) -> int:
-        """See `ChatBackend`."""
-        return self.inner.n_threads
-
-    @property
-    def batch(self) -> int:
-        """See `ChatBackend`."""
-        return self.inner.batch
-
-    def halt(self, level: int) -> None:
-        """Pass it on."""
-        self.inner.halt(level)
-
-    def chat(
-        self, messages: Sequence[Message], max_tokens: int = 256, temperature: float | int = 0.0, top_logprobs: int = 0
-    ) -> ChatReply:
-        """The reply to one request."""
-        reply = self.answers([ChatRequest(tuple(messages), max_tokens, temperature, top_logprobs)])[0]
-        if isinstance(reply, NoReply):
-            raise reply
-        return reply
 
     def answers(self, requests: Sequence[ChatRequest]) -> list[ChatReply | NoReply]:
         """The reply to each."""

@@ -1,12 +1,9 @@
 """Figures of the battery, drawn from its Result alone."""
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, TEMPLATE, Page, curve, error_bars, figure, heat_map
+from analyses.figures import COLORS, Page, curve, error_bars, figure, heat_map
 from analyses.leakage.finding import LEAKS, NOTHING, OPEN
 from analyses.leakage.text_page import text_page
 from analyses.result import Result
@@ -156,35 +153,4 @@ def arms_figure(result: Result) -> go.Figure:
     Args:
         result: of `comparison.leakage_compared`.
     """
-    arms = list(dict.fromkeys(result.table.arm))
-    drawn = make_subplots(rows=2, cols=3, subplot_titles=ARMS_TESTS, vertical_spacing=0.16)
-    drawn.update_layout(template=TEMPLATE, title_text="Leakage by arm, beyond the null", height=620, showlegend=False)
-    for i, metric in enumerate(ARMS_TESTS):
-        rows = result.table[result.table.metric == metric].astype({"value": float})
-        within = rows.groupby("arm").cumcount() - (rows.groupby("arm").arm.transform("size") - 1) / 2
-        place = {"row": i // 3 + 1, "col": i % 3 + 1}
-        drawn.add_scatter(
-            x=np.array([arms.index(arm) for arm in rows.arm], dtype=float) + 0.12 * within,
-            y=rows.value,
-            error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0),
-            mode="markers",
-            marker={"color": [COLORS[arms.index(arm) % len(COLORS)] for arm in rows.arm]},
-            customdata=rows[["arm", "seed"]],
-            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.3f}<extra></extra>",
-            **place,
-        )
-        drawn.update_xaxes(
-            tickmode="array",
-            tickvals=list(range(len(arms))),
-            ticktext=arms,
-            range=[-0.5, len(arms) - 0.5],
-            showgrid=False,
-            **place,
-        )
-        drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"}, **place)
-    return drawn
-
-
-def _title(result: Result, text: str) -> str:
-    name: Any = result.meta.get("checkpoint")
-    return f"{text}: {name}" if name else text
+    return by_arm(result.table, ARMS_TESTS, "Leakage by arm, beyond the null", zero=ARMS_TESTS)

@@ -105,25 +105,9 @@ def arms_figure(result: Result) -> go.Figure:
     """
     claim = [row["metric"] for row in result.meta["differences"] if row["family"] == "claim"]
     shown = list(dict.fromkeys(claim)) or list(dict.fromkeys(result.table.metric))[:6]
-    arms = list(dict.fromkeys(result.table.arm))
-    drawn = _panels(shown, "Specialization by arm")
-    for i, metric in enumerate(shown[:6]):
-        rows = result.table[result.table.metric == metric].astype({"value": float})
-        within = rows.groupby("arm").cumcount() - (rows.groupby("arm").arm.transform("size") - 1) / 2
-        place = {"row": i // 3 + 1, "col": i % 3 + 1}
-        drawn.add_scatter(
-            x=np.array([arms.index(arm) for arm in rows.arm], dtype=float) + 0.12 * within,
-            y=rows.value,
-            error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0),
-            mode="markers",
-            marker={"color": [COLORS[arms.index(arm) % len(COLORS)] for arm in rows.arm]},
-            customdata=rows[["arm", "seed", "n"]],
-            hovertemplate="%{customdata[0]}, seed %{customdata[1]}: %{y:.4f}, %{customdata[2]} units<extra></extra>",
-            **place,
-        )
-        ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": arms}
-        drawn.update_xaxes(**ticks, range=[-0.5, len(arms) - 0.5], showgrid=False, **place)
-    drawn.update_layout(showlegend=False)
+    height = 100 + 290 * max(1, -(-len(shown[:6]) // 3))
+    drawn = by_arm(result.table, shown[:6], "Specialization by arm", height=height, digits=4, horizontal_spacing=0.09)
+    drawn.update_annotations(font_size=12)
     return drawn
 
 

@@ -17,17 +17,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_lens import __version__
 from sat_lens.distributed import dealt
 from sat_lens.memory import available_bytes
 from sat_lens.repair import measure
 from sat_lens.repair.ablations import Dose, Optimal, undosed
 from sat_lens.repair.components import as_components
-from sat_lens.repair.effects import ORDERS
 from sat_lens.repair.gated import GatedReadout, GatedRunner, UnderOwnMask
 from sat_lens.repair.gated_both import BothRunner, Sources, measure_both
 from sat_lens.repair.gated_masks import mask_rule
-from sat_lens.repair.measure import DOWNSTREAM, TOLERANCE, self_repair
+from sat_lens.repair.measure import TOLERANCE, self_repair
 from sat_lens.repair.plan import copies_at_once, planned
 from sat_lens.repair.result import SelfRepairResult
 from sat_lens.repair.rows import as_rows
@@ -109,18 +107,11 @@ def _both(
     progress: bool = False,
 ) -> SelfRepairResult:
     """`self_repair` for both streams at once."""
-    if ln_order not in ORDERS:
-        raise ValueError(f"ln_order must be one of {', '.join(ORDERS)}; got {ln_order!r}")
-    if downstream not in DOWNSTREAM:
-        raise ValueError(f"downstream must be one of {', '.join(DOWNSTREAM)}; got {downstream!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    measure.check_knobs(ln_order, downstream, batch_size)
     model, select = runner.model, TopDE() if select is None else select
     chosen = as_components(model, components)
     rows = as_rows(tokens, lengths, keep, documents, skip_bos=skip_bos, needs_next=readout.needs_next)
-    rows = dataclasses.replace(rows, keep=rows.keep & ablation.measurable(rows) & readout.defined(rows.tokens))
-    if not rows.keep.any():
-        raise ValueError("self-repair needs at least 1 token with a target and a replacement; there is none")
+    rows = measure.measurable(rows, ablation, readout)
     plan = planned(runner, chosen)
     question = measure.Question(runner, readout, rows, plan, doses, ablation.draws, select, ln_order)
     columns = measure.downstream_columns(runner) if downstream == "components" else ()
@@ -135,16 +126,5 @@ def _both(
         batches = list(dealt(rows.batches(batch_size)))
         for number, batch in enumerate(tqdm(batches, desc="self-repair", disable=None if progress else True)):
             measure_both(question, batch, sources, table, most, tally, bool(columns), number == 0, tolerance)
-    meta = {
-        "ablation": ablation.name,
-        "selection": select.name,
-        "ln_order": ln_order,
-        "target": readout.name,
-        "downstream": downstream,
-        "n_kept_tokens": int(rows.keep.sum()),
-        "n_sequences": rows.n,
-        "skip_bos": skip_bos,
-        "dtype": str(model.W_U.dtype).removeprefix("torch."),
-        "sat_lens": __version__,
-    }
+    meta = {**measure.about(question, skip_bos), "ablation": ablation.name, "downstream": downstream}
     return measure.result_of(question, tally, columns, meta)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sat_lens import __version__
 from sat_lens.distributed import dealt, is_main, world_size
 from sat_lens.memory import available_bytes, require
-from sat_lens.repair.ablations import Source, undosed
+from sat_lens.repair.ablations import Ablation, Source, undosed
 from sat_lens.repair.batch import Batch, check_writes, read_batch, removal
 from sat_lens.repair.components import as_components
 from sat_lens.repair.effects import FIELDS, ORDERS, effects
@@ -92,21 +92,14 @@ def self_repair(
         component, draw and dose the layers behind it. Memory: sums for each component and text, 100 bytes a
         selected token, one batch's activations, one chunk. Under torchrun the ranks share the batches.
     """
-    if ln_order not in ORDERS:
-        raise ValueError(f"ln_order must be one of {', '.join(ORDERS)}; got {ln_order!r}")
-    if downstream not in DOWNSTREAM:
-        raise ValueError(f"downstream must be one of {', '.join(DOWNSTREAM)}; got {downstream!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    check_knobs(ln_order, downstream, batch_size)
     whole, doses = undosed(ablation)
     select = TopDE() if select is None else select
     runner = make_runner(model) if runner is None else runner
     readout = target if isinstance(target, Readout) else Readout(model, target)
     chosen = as_components(model, components)
     rows = as_rows(tokens, lengths, keep, documents, skip_bos=skip_bos, needs_next=readout.needs_next)
-    rows = dataclasses.replace(rows, keep=rows.keep & whole.measurable(rows) & readout.defined(rows.tokens))
-    if not rows.keep.any():
-        raise ValueError("self-repair needs at least 1 token with a target and a replacement; there is none")
+    rows = measurable(rows, whole, readout)
     question = Question(runner, readout, rows, planned(runner, chosen), doses, whole.draws, select, ln_order)
     columns = downstream_columns(runner) if downstream == "components" else ()
     most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, available_bytes(str(model.W_U.device)))
@@ -118,19 +111,30 @@ def self_repair(
         batches = list(dealt(rows.batches(batch_size)))
         for number, batch in enumerate(tqdm(batches, desc="self-repair", disable=_quiet(progress))):
             question.measure(batch, source, table, most, tally, bool(columns), first=number == 0)
-    meta = {
-        "ablation": whole.name,
-        "selection": select.name,
-        "ln_order": ln_order,
-        "target": readout.name,
-        "downstream": downstream,
-        "n_kept_tokens": int(rows.keep.sum()),
-        "n_sequences": rows.n,
-        "skip_bos": skip_bos,
-        "dtype": str(model.W_U.dtype).removeprefix("torch."),
-        "sat_lens": __version__,
-    }
+    meta = {**about(question, skip_bos), "ablation": whole.name, "downstream": downstream}
     return result_of(question, tally, columns, meta)
+
+
+def check_knobs(ln_order: str, downstream: str, batch_size: int) -> None:
+    """Raise a ValueError for one that self-repair does not know."""
+    if ln_order not in ORDERS:
+        raise ValueError(f"ln_order must be one of {', '.join(ORDERS)}; got {ln_order!r}")
+    if downstream not in DOWNSTREAM:
+        raise ValueError(f"downstream must be one of {', '.join(DOWNSTREAM)}; got {downstream!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+
+
+def measurable(rows: Rows, ablation: Ablation, readout: Readout) -> Rows:
+    """The rows with those tokens kept that have a target and a replacement.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = dataclasses.replace(rows, keep=rows.keep & ablation.measurable(rows) & readout.defined(rows.tokens))
+    if not rows.keep.any():
+        raise ValueError("self-repair needs at least 1 token with a target and a replacement; there is none")
+    return rows
 
 
 @dataclasses.dataclass
@@ -227,6 +231,20 @@ class Question:
                 "besides hook_attn_out and hook_mlp_out writes to this model's residual stream"
             )
         tally.closure = max(tally.closure, worst)
+
+
+def about(question: Question, skip_bos: bool) -> dict[str, Any]:
+    """The meta of a result, as far as the question tells it."""
+    return {
+        "selection": question.select.name,
+        "ln_order": question.order,
+        "target": question.readout.name,
+        "n_kept_tokens": int(question.rows.keep.sum()),
+        "n_sequences": question.rows.n,
+        "skip_bos": skip_bos,
+        "dtype": str(question.runner.model.W_U.dtype).removeprefix("torch."),
+        "sat_lens": __version__,
+    }
 
 
 def result_of(question: Question, tally: Tally, columns: tuple[str, ...], meta: dict[str, Any]) -> SelfRepairResult:

@@ -14,6 +14,7 @@ The stream of a self-ablating model that carries gates has to be run by a runner
 
 import contextlib
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class Clean:
     replay: Any = None
 
 
-class Runner:
+class Runner(ABC):
     """What the runners share: where components write, and which hooks a clean pass needs."""
 
     starts_half = False
@@ -84,6 +85,7 @@ class Runner:
         first = min(self.written(write.site) for write in component.writes)
         return Point(first.layer) if first.half and not self.starts_half else first
 
+    @abstractmethod
     def clean(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -98,8 +100,8 @@ class Runner:
             outputs: whether each layer's attn_out and mlp_out are kept, too. Without points and outputs the pass
                 may stop behind the last site.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def suffix(
         self,
         clean: Clean,
@@ -114,7 +116,6 @@ class Runner:
             rows: of the clean pass that each copy stands for.
             hooks: on the modules that run; each is given a value and returns another one, or None.
         """
-        raise NotImplementedError
 
     def recording(self, kept: Clean, sites: Iterable[Site], points: Iterable[Point], outputs: bool) -> Hooks:
         """Hooks that fill `kept`."""
