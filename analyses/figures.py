@@ -34,6 +34,12 @@ TEMPLATE = go.layout.Template(
 """Given to each figure; never registered as Plotly's default."""
 
 
+def titled(meta: Mapping[str, Any], text: str) -> str:
+    """`text: checkpoint` where a Result's `meta` names one; escaped, as Plotly reads tags."""
+    name = meta.get("checkpoint")
+    return f"{text}: {html.escape(str(name))}" if name else text
+
+
 def figure(*, title: str, x_title: str, y_title: str) -> go.Figure:
     """An empty figure with the template and its titles."""
     empty = go.Figure()

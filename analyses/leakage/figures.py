@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from analyses.figures import COLORS, Page, curve, error_bars, figure, heat_map
+from analyses.figures import COLORS, Page, by_arm, curve, error_bars, figure, heat_map, titled
 from analyses.leakage.finding import LEAKS, NOTHING, OPEN
 from analyses.leakage.text_page import text_page
 from analyses.result import Result
@@ -32,7 +32,7 @@ def findings_figure(result: Result) -> go.Figure:
     """Excess of each test in bits with its interval, coloured by verdict; the strongest on top."""
     table = result.table[(result.table.unit == "bits") & result.table.ci_low.notna()].iloc[::-1]
     drawn = figure(
-        title=_title(result, "What each test finds beyond its null"),
+        title=titled(result.meta, "What each test finds beyond its null"),
         x_title="bits beyond the null [95 %]",
         y_title="",
     )
@@ -62,7 +62,7 @@ def ladder_figure(result: Result) -> go.Figure:
     detail = result.meta["details"]["ladder"]
     loss = np.asarray(detail["loss_bits"], dtype=float)
     drawn = figure(
-        title=_title(result, f"Loss by the mask's origin, {detail['n_rows']:,} positions"),
+        title=titled(result.meta, f"Loss by the mask's origin, {detail['n_rows']:,} positions"),
         x_title="whose mask",
         y_title="loss of the next token (bits)",
     )
@@ -84,7 +84,7 @@ def layers_figure(result: Result) -> go.Figure:
             series[f"{of}, layers 0 to l"] = (layers, detail["cumulated"])
     drawn = curve(
         series,
-        title=_title(result, "Bits that masks tell a probe, beyond the current token"),
+        title=titled(result.meta, "Bits that masks tell a probe, beyond the current token"),
         x_title="layer",
         y_title="bits gained over the bigram",
         mode="lines+markers",
@@ -101,7 +101,7 @@ def depth_figure(result: Result) -> go.Figure:
     layers = list(range(len(detail["mask"])))
     drawn = curve(
         {"mask of the layer": (layers, detail["mask"]), "stream that enters it": (layers, detail["resid_pre"])},
-        title=_title(result, "What the mask tells of the prediction, and what the layer could know"),
+        title=titled(result.meta, "What the mask tells of the prediction, and what the layer could know"),
         x_title="layer",
         y_title="bits gained over the bigram",
         mode="lines+markers",
@@ -121,7 +121,7 @@ def swap_figure(result: Result) -> go.Figure:
         rates,
         x=names,
         y=names,
-        title=_title(result, f"Swaps that hijack the prediction, {int(n.sum()):,} swaps"),
+        title=titled(result.meta, f"Swaps that hijack the prediction, {int(n.sum()):,} swaps"),
         x_title="donor predicts",
         y_title="recipient predicts",
         unit="share of swaps",

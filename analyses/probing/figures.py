@@ -1,13 +1,11 @@
 """Figures of probes, drawn from the Result alone."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, TEMPLATE, Page, error_bars, heat_map
+from analyses.figures import COLORS, TEMPLATE, Page, error_bars, heat_map, titled
 from analyses.probing.comparison import MEASURES
 from analyses.probing.sites import family
 from analyses.result import Result
@@ -65,7 +63,7 @@ def layers_figure(result: Result, part: pd.DataFrame, target: str) -> go.Figure:
                 )  # fmt: skip
     drawn.update_xaxes(title_text="layers that have run", dtick=1)
     drawn.update_yaxes(title_text="accuracy [95 %]", col=1)
-    drawn.update_layout(title_text=_title(result, f"Reading {target.replace('_', ' ')} by layer"))
+    drawn.update_layout(title_text=titled(result.meta, f"Reading {target.replace('_', ' ')} by layer"))
     return drawn
 
 
@@ -85,7 +83,7 @@ def description_figure(result: Result, table: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     drawn.update_xaxes(title_text="layers that have run", dtick=1)
     drawn.update_yaxes(title_text="uniform bits / bits [95 %]", col=1)
-    drawn.update_layout(title_text=_title(result, "Compression of the labels by the online code"))
+    drawn.update_layout(title_text=titled(result.meta, "Compression of the labels by the online code"))
     return drawn
 
 
@@ -114,7 +112,7 @@ def sparse_figure(result: Result, table: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     drawn.update_xaxes(title_text="units", type="log", dtick=float(np.log10(2)), tickformat="d")
     drawn.update_yaxes(title_text="accuracy [95 %]", col=1)
-    drawn.update_layout(title_text=_title(result, "How few units carry the label (dotted: units at random)"))
+    drawn.update_layout(title_text=titled(result.meta, "How few units carry the label (dotted: units at random)"))
     return drawn
 
 
@@ -135,7 +133,7 @@ def erasure_figure(result: Result, table: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     drawn.update_yaxes(title_text="rise of the loss (nats)", col=1)
     drawn.update_xaxes(tickangle=45)
-    drawn.update_layout(title_text=_title(result, "What the model loses when the label is erased"))
+    drawn.update_layout(title_text=titled(result.meta, "What the model loses when the label is erased"))
     drawn.update_layout(height=drawn.layout.height + 160)
     return drawn
 
@@ -147,7 +145,7 @@ def masks_figure(result: Result, table: pd.DataFrame) -> go.Figure:
     beyond = beyond.loc[list(dict.fromkeys(rows.target)), list(dict.fromkeys(rows.site))]
     drawn = heat_map(
         beyond.to_numpy(), x=list(beyond.columns), y=list(beyond.index), unit="share",
-        title=_title(result, "Winners read from the residual stream, beyond the usual ones"),
+        title=titled(result.meta, "Winners read from the residual stream, beyond the usual ones"),
         x_title="read from", y_title="mask",
     )  # fmt: skip
     drawn.update_yaxes(automargin=True, autorange="reversed")
@@ -203,8 +201,3 @@ def _panels(titles: list[str], shared: bool) -> go.Figure:
 
 def _place(i: int) -> dict[str, int]:
     return {"row": i // 2 + 1, "col": i % 2 + 1}
-
-
-def _title(result: Result, text: str) -> str:
-    name: Any = result.meta.get("checkpoint")
-    return f"{text}: {name}" if name else text

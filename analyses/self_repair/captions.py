@@ -1,14 +1,12 @@
 """How a figure says what was asked: which tokens, which ablation, how many."""
 
-from typing import Any
-
+from analyses import figures
 from analyses.result import Result
 
 
 def titled(result: Result, text: str) -> str:
     """With the model, and a second line that says how it was asked."""
-    name: Any = result.meta.get("checkpoint")
-    return f"{text}{f': {name}' if name else ''}<br><sup>{caption(result)}</sup>"
+    return f"{figures.titled(result.meta, text)}<br><sup>{caption(result)}</sup>"
 
 
 def caption(result: Result) -> str:

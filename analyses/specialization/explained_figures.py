@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.figures import COLORS, error_bars, figure
+from analyses.figures import COLORS, error_bars, figure, titled
 from analyses.result import Result
 from analyses.specialization.explained_means import SELECTED
 from analyses.specialization.means import ALL_LAYERS
@@ -21,8 +21,9 @@ def layers_figure(result: Result) -> go.Figure:
     """Mean score of each layer, a line an explainer, its floor, and the published numbers of another model."""
     means = pd.DataFrame(result.meta["means"])
     means = means[means.layer != ALL_LAYERS].dropna(subset=["value"])
-    of = f": {result.meta['checkpoint']}" if result.meta.get("checkpoint") else ""
-    drawn = figure(title=f"Explainability by layer{of}", x_title="layer", y_title="mean correlation score")
+    drawn = figure(
+        title=titled(result.meta, "Explainability by layer"), x_title="layer", y_title="mean correlation score"
+    )
     for i, (name, rows) in enumerate(means.groupby("explainer", sort=False)):
         drawn.add_scatter(
             x=rows.layer, y=rows.value, error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0),
@@ -41,8 +42,7 @@ def layers_figure(result: Result) -> go.Figure:
 def scores_figure(result: Result) -> go.Figure:
     """How units' scores are distributed: own explanation, another's of the layer."""
     rows = result.table[result.table.selected]
-    of = f": {result.meta['checkpoint']}" if result.meta.get("checkpoint") else ""
-    drawn = figure(title=f"Scores of single units{of}", x_title="correlation score", y_title="units")
+    drawn = figure(title=titled(result.meta, "Scores of single units"), x_title="correlation score", y_title="units")
     for name, column, color in (("own explanation", "r", COLORS[0]), ("another unit's", "floor_shuffled", FLOOR)):
         drawn.add_histogram(
             x=rows[column].dropna(), name=name, marker={"color": color}, opacity=0.65,

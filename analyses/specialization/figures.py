@@ -1,6 +1,5 @@
 """Figures of specialization, drawn from its Result alone."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, DIVERGING, TEMPLATE, error_bars
+from analyses.figures import COLORS, DIVERGING, TEMPLATE, by_arm, error_bars, titled
 from analyses.result import Result
 from analyses.specialization.means import ALL_LAYERS
 from analyses.specialization.measures import NONE, UNITS
@@ -36,7 +35,7 @@ def metrics_figure(result: Result, kind: str) -> go.Figure:
     """Units of each layer, a panel a metric: what was found (left) and the mean of each unit's null (right)."""
     table = result.table[result.table.kind == kind]
     shown = [key for key in SHOWN if ((table.metric == key[0]) & (table.target == key[1])).any()]
-    drawn = _panels([_named(*key) for key in shown], f"Selectivity of {kind}s by layer{_of(result)}")
+    drawn = _panels([_named(*key) for key in shown], titled(result.meta, f"Selectivity of {kind}s by layer"))
     for i, (metric, target) in enumerate(shown):
         rows = table[(table.metric == metric) & (table.target == target)]
         rows = rows[rows.against == rows.against.iloc[0]]
@@ -56,7 +55,7 @@ def layers_figure(result: Result) -> go.Figure:
     means = pd.DataFrame(result.meta["means"])
     means = means[means.layer != ALL_LAYERS]
     shown = [key for key in SHOWN if ((means.metric == key[0]) & (means.target == key[1])).any()]
-    drawn = _panels([_named(*key) for key in shown], f"Beyond the null, mean over live units{_of(result)}")
+    drawn = _panels([_named(*key) for key in shown], titled(result.meta, "Beyond the null, mean over live units"))
     kinds = list(means.kind.unique())
     for i, (metric, target) in enumerate(shown):
         rows = means[(means.metric == metric) & (means.target == target)]
@@ -93,7 +92,7 @@ def preferences_figure(result: Result, kind: str) -> go.Figure:
         )  # fmt: skip
         drawn.update_xaxes(type="category", row=1, col=column)
         drawn.update_yaxes(type="category", autorange="reversed", showticklabels=len(order) <= 60, row=1, col=column)
-    title = f"What {kind}s prefer: P(active | class) / P(active){_of(result)}"
+    title = titled(result.meta, f"What {kind}s prefer: P(active | class) / P(active)")
     return drawn.update_layout(template=TEMPLATE, title_text=title, height=720)
 
 
@@ -127,8 +126,3 @@ def _panels(titles: list[str], title: str) -> go.Figure:
 
 def _named(metric: str, target: str) -> str:
     return f"{metric}: {target}" if target not in (NONE, "logits") else metric
-
-
-def _of(result: Result) -> str:
-    meta: Mapping[str, Any] = result.meta
-    return f": {meta['checkpoint']}" if meta.get("checkpoint") else ""
