@@ -5,7 +5,7 @@
 The YAML file, with the flags of `sat_lens.train` as keys:
 
     base: {preset: cpu, steps: 4000, corpus: stories}
-    grid: {mask: [local, global], k_attn: [2, 4]}     # every combination
+    grid: {mask: [local, global], k_attn: [2, 4]}     # every combination; or a list of such grids
     seeds: [0, 1, 2]
     processes: 1                                      # of each run, by torchrun
     slurm: {slurm_partition: gpu, timeout_min: 240}   # for --slurm: submitit's parameters
@@ -34,7 +34,7 @@ from sat_lens import files
 from sat_lens.commands import command_parser, run
 from sat_lens.train import as_flags, command_line, options, read_yaml, validated
 
-ENTRIES = {"base": dict, "grid": dict, "seeds": list, "processes": int, "slurm": dict}
+ENTRIES = {"base": dict, "grid": (dict, list), "seeds": list, "processes": int, "slurm": dict}
 MOST_RUNS = 10_000
 Command = list[str]
 
@@ -81,10 +81,17 @@ def read_sweep(path: Path, out: Path) -> tuple[list[Run], dict[str, Any]]:
         if key not in ENTRIES:
             raise ValueError(f"{path}: unknown entry {key!r}; known are {', '.join(ENTRIES)}")
         if not isinstance(value, ENTRIES[key]):
-            raise ValueError(f"{path}: {key} must be a {ENTRIES[key].__name__}; got {value!r}")
-    grid = _dashless(content.get("grid", {})) | ({"seed": content["seeds"]} if "seeds" in content else {})
+            wanted = "a dict, or a list of them" if key == "grid" else f"a {ENTRIES[key].__name__}"
+            raise ValueError(f"{path}: {key} must be {wanted}; got {value!r}")
     base, processes = _dashless(content.get("base", {})), content.get("processes", 1)
-    runs = [_run(base, varied, out, processes) for varied in combinations(grid)]
+    grids = content.get("grid", {})
+    grids = grids if isinstance(grids, list) else [grids]
+    if not grids or not all(isinstance(grid, dict) for grid in grids):
+        raise ValueError(f"{path}: grid must be a dict, or a list of them; got {grids!r}")
+    seeds = {"seed": content["seeds"]} if "seeds" in content else {}
+    runs = [_run(base, varied, out, processes) for grid in grids for varied in combinations(_dashless(grid) | seeds)]
+    if len(runs) > MOST_RUNS:
+        raise ValueError(f"a sweep must have at most {MOST_RUNS:,} runs; the grids give {len(runs):,}")
     if len({one.folder for one in runs}) < len(runs):
         raise ValueError(f"{path}: two runs of the grid have the same settings")
     return runs, content.get("slurm", {})

@@ -66,6 +66,19 @@ def test_combinations_are_all_pairs_the_last_list_fastest():
     assert combinations({}) == [{}]
 
 
+def test_grids_in_a_list_are_run_one_after_the_other(sweep):
+    grids = "grid: [{mask: [none]}, {mask: [local], k-attn: [1, 2]}]"
+    runs, _ = read_sweep(sweep(SWEEP.replace("grid: {mask: [local, global], k-attn: [2, 4]}", grids)), Path("out"))
+    assert [run.varied for run in runs] == [
+        {"mask": "none", "seed": 0},
+        {"mask": "none", "seed": 1},
+        {"mask": "local", "k_attn": 1, "seed": 0},
+        {"mask": "local", "k_attn": 1, "seed": 1},
+        {"mask": "local", "k_attn": 2, "seed": 0},
+        {"mask": "local", "k_attn": 2, "seed": 1},
+    ]
+
+
 def test_runs_are_named_by_what_varies_and_trained_by_the_train_command(sweep):
     runs, _ = read_sweep(sweep(), Path("out"))
     assert len(runs) == 8
