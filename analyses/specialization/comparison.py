@@ -131,8 +131,8 @@ def verdicts(found: pd.DataFrame) -> dict[str, str]:
         n = f"{int(rows.n_seeds.min())} against {int(rows.n_baseline.min())} seeds"
         said[str(arm)] = (
             f"neurons are more specialised than {rows.baseline.iloc[0]} by {len(ways[True])} of {len(rows)} measures "
-            f"beyond their nulls and less by {len(ways[False])} (95 % over {n}); corrected and paired by seed, "
-            f"{held[True]} and {held[False]}"
+            f"beyond their nulls and less by {len(ways[False])} (Welch over {n}, corrected); of these, paired by seed "
+            f"and corrected too, {held[True]} and {held[False]}"
         )
     return said
 

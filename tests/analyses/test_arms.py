@@ -44,6 +44,14 @@ def test_three_seeds_against_three_by_hand():
     assert local.ci_low == pytest.approx(3 - 2.776445 * np.sqrt(2 / 3), abs=1e-5) and local.claim
     assert same.difference == 0 and same.p == 1 and not same.claim
     assert local.p_holm == pytest.approx(0.2)
+    assert local.p_welch == pytest.approx(0.021312, 1e-3) and local.p_welch_holm == pytest.approx(0.042624, 1e-3)
+
+
+def test_what_holds_alone_is_no_claim_among_many():
+    arms = {"none": [1.0, 2.0, 3.0], "local": [4.0, 5.0, 6.0]}
+    one = differences(long(arms))
+    many = differences(pd.concat([long(arms), *(long(arms).assign(metric=name) for name in "abc")]))
+    assert one.claim.all() and not many.claim.any() and (many.ci_low > 0).all()
 
 
 def test_two_seeds_are_no_claim_and_one_has_no_interval():
