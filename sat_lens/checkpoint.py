@@ -93,15 +93,15 @@ def save(
     temporary.mkdir(parents=True)
     try:
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
-        _write_json(temporary / CONFIG, config)
+        write_json(temporary / CONFIG, config)
         if model.tokenizer is not None:
             (temporary / TOKENIZER).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         (temporary / LOG).write_text(log, encoding="utf-8")
         if state is not None:
             (temporary / "state").mkdir()
             save_file(state[0], temporary / STATE[0])
-            _write_json(temporary / STATE[1], state[1])
-        _write_manifest(temporary)
+            write_json(temporary / STATE[1], state[1])
+        write_manifest(temporary)
         files.replace_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -172,7 +172,7 @@ def load_any(name: Path | str, device: str = "cpu") -> HookedTransformer:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json, with its schema checked."""
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if config.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder / CONFIG}: schema_version must be {SCHEMA_VERSION}; got {config.get('schema_version')!r}"
@@ -199,7 +199,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in STATE:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no training state ({name} is missing): it cannot be resumed")
-    return read_weights(folder / STATE[0], finite=False), _read_json(folder / STATE[1])
+    return read_weights(folder / STATE[0], finite=False), read_json(folder / STATE[1])
 
 
 def verify_files(folder: Path) -> None:
@@ -208,7 +208,7 @@ def verify_files(folder: Path) -> None:
     Raises:
         CheckpointError: a file that is missing, not listed, a link, or has another sha256.
     """
-    manifest = _read_json(folder / MANIFEST).get("sha256")
+    manifest = read_json(folder / MANIFEST).get("sha256")
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{folder / MANIFEST}: must map file names to sha256 under 'sha256'")
     known = {WEIGHTS, CONFIG, TOKENIZER, LOG, *STATE}
@@ -364,11 +364,11 @@ def _pretrained(name: str, device: str) -> HookedTransformer:
         raise FileNotFoundError(f"{name} is neither in the local cache nor could it be fetched: {error}") from None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file() or path.is_symlink():
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size > LIMIT_BYTES:
@@ -382,6 +382,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    _write_json(folder / MANIFEST, {"sha256": {name: files.sha256_file(folder / name) for name in names}})
+    write_json(folder / MANIFEST, {"sha256": {name: files.sha256_file(folder / name) for name in names}})

@@ -386,7 +386,7 @@ def test_a_crash_between_the_renames_leaves_the_old_checkpoint(saved, tiny_model
 
 def test_a_crash_while_writing_leaves_the_old_checkpoint(saved, tiny_model, monkeypatch):
     before = checkpoint_hash(saved)
-    monkeypatch.setattr("sat_lens.checkpoint._write_manifest", lambda folder: 1 / 0)
+    monkeypatch.setattr("sat_lens.checkpoint.write_manifest", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tiny_model(), saved)
     monkeypatch.undo()
