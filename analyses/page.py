@@ -108,16 +108,26 @@ def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 320) -
     )
 
 
+BORDERS = {"dot": "dotted", "dash": "dashed", "longdash": "dashed", "dashdot": "dashed", "longdashdot": "dashed"}
+"""Plotly's dashes as CSS has them."""
+
+
 def keys_html(drawn: go.Figure) -> str:
     """The legend, which wraps as text does: Plotly's lies on the axis title on a narrow screen."""
     colors = drawn.layout.template.layout.colorway or COLORS
     keys = [
-        f'<span><i style="border-top:3px {(trace.line.dash or "solid").replace("dot", "dotted")} '
-        f'{escaped(trace.line.color or colors[i % len(colors)])}"></i>{escaped(html.unescape(trace.name))}</span>\n'
+        f'<span><i style="border-top:3px {BORDERS.get(trace.line.dash, "solid")} '
+        f'{escaped(_color(trace) or colors[i % len(colors)])}"></i>{escaped(html.unescape(trace.name))}</span>\n'
         for i, trace in enumerate(drawn.data)
-        if trace.type == "scatter" and trace.name
+        if trace.type == "scatter" and trace.name and trace.showlegend is not False
     ]
     return f'<p class="keys">{"".join(keys)}</p>' if keys else ""
+
+
+def _color(trace: Any) -> str | None:
+    """Of a trace's line, or of its markers where they all have one."""
+    marker = trace.marker.color
+    return trace.line.color or (marker if isinstance(marker, str) else None)
 
 
 def script_data(json_text: str) -> str:

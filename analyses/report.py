@@ -3,8 +3,9 @@
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
 knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there, and what
-analyses.leakage and analyses.specialization have left under OUT, are shown. The story comes from --corpus (default:
-the generator); --n is the number of IOI prompts. `--json` prints the table of the checkpoints.
+analyses.leakage, analyses.specialization, analyses.probing and analyses.self_repair have left under OUT, are shown.
+The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json` prints the table of
+the checkpoints.
 
 Source: arXiv 2505.00509.
 """
@@ -59,6 +60,8 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
             leakage=_or_why_not(stored_leakage, args.out / "leakage" / name, made),
             specialization=_or_why_not(stored_specialization, args.out / "specialization" / name, made),
             explainability=_or_why_not(stored_specialization, args.out / "specialization" / f"{name}.explained", made),
+            probing=_or_why_not(stored_probing, args.out / "probing" / name, made),
+            self_repair=_or_why_not(stored_self_repair, args.out / "self_repair" / name, made),
         )
 
 
@@ -169,6 +172,27 @@ def stored_specialization(folder: Path, made: dict[str, Any]) -> Any:
     explain = " --explain" if folder.name.endswith(".explained") else ""
     command = f"python -m analyses.specialization {made['checkpoint']}{explain}"
     return _stored(folder, made, command, lambda result: result.meta["means"])
+
+
+def stored_probing(folder: Path, made: dict[str, Any]) -> Any:
+    """What probes read where, if it was asked of the same weights.
+
+    Raises:
+        ValueError: it was not.
+    """
+    return _stored(
+        folder, made, f"python -m analyses.probing {made['checkpoint']}", lambda result: result.meta["targets"]
+    )
+
+
+def stored_self_repair(folder: Path, made: dict[str, Any]) -> Any:
+    """What later parts make up for, if it was asked of the same weights.
+
+    Raises:
+        ValueError: it was not.
+    """
+    command = f"python -m analyses.self_repair {made['checkpoint']}"
+    return _stored(folder, made, command, lambda result: result.meta["halves"])
 
 
 def _stored(folder: Path, made: dict[str, Any], command: str, read: Callable[[Any], Any]) -> Any:

@@ -25,7 +25,9 @@ from analyses.page import (
     pairs_html,
     table_html,
 )
+from analyses.probing.report_part import probing_html
 from analyses.result import Result
+from analyses.self_repair.report_part import self_repair_html
 from analyses.specialization.report_part import explainability_html, specialization_html
 
 KINDS = {"head": "heads", "channel": "z channels", "neuron": "neurons"}
@@ -58,6 +60,8 @@ class Entry:
         leakage: whether its masks are a message, as found before, or why that is not known.
         specialization: what its units are selective for, as found before, or why that is not known.
         explainability: how well its units are explained, as found before, or why that is not known.
+        probing: what can be read where, as found before, or why that is not known.
+        self_repair: what later parts make up for, as found before, or why that is not known.
     """
 
     name: str
@@ -72,6 +76,8 @@ class Entry:
     leakage: Result | str = "it was not asked"
     specialization: Result | str = "it was not asked"
     explainability: Result | str = "it was not asked"
+    probing: Result | str = "it was not asked"
+    self_repair: Result | str = "it was not asked"
 
 
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
@@ -188,6 +194,8 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         ("Is the mask a message?", entry.leakage, leakage_html, "Not known"),
         ("What single units are selective for", entry.specialization, specialization_html, "Not known"),
         ("How well single units are explained", entry.explainability, explainability_html, "Not known"),
+        ("What can be read where", entry.probing, probing_html, "Not known"),
+        ("Do later parts repair an ablation?", entry.self_repair, self_repair_html, "Not known"),
     )
     body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n']
     for title, answer, html, without in sections:

@@ -1,6 +1,7 @@
 """How well explanations predict activations: sums of one pass, and the scores that follow from them.
 
-Of simulated activation y and true activation x of a unit, over the tokens of stories that were not explained from:
+Of simulated activation y and true activation x of a unit, over the tokens of stories that were not explained from
+(those at which y is NaN, a missing value, are left out, unit by unit, and `n` says how many are left):
 
 - Pearson's r: 0 where y is constant, NaN where x is. Interval: bootstrap over stories.
 - R2 = 1 - sum (x - y)^2 / sum (x - mean)^2: no scale is fitted, so it can be far below 0.
@@ -36,7 +37,7 @@ class Tally:
 
     Args:
         rows: which stories, ascending.
-        n: tokens of each.
+        n: tokens of each at which the unit has a simulated value.
         mean_x, mean_y: of the true and the simulated activation.
         xx, yy, xy: summed squares and products of the distances from these means.
         active, inactive: tokens where the unit is (in)active, by bin of simulated activation.
@@ -44,7 +45,7 @@ class Tally:
     """
 
     rows: Int[Tensor, " story"]
-    n: Float[Tensor, " story"]
+    n: Float[Tensor, "story unit"]
     mean_x: Float[Tensor, "story unit"]
     mean_y: Float[Tensor, "story unit"]
     xx: Float[Tensor, "story unit"]
@@ -61,9 +62,9 @@ class Tally:
         return self.mean_x.shape[1]
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of all stories."""
-        return int(self.n.sum())
+    def n_tokens(self) -> Int[Tensor, " unit"]:
+        """Tokens of all stories at which each unit has a simulated value."""
+        return self.n.sum(0).long()
 
     @property
     def n_active(self) -> Int[Tensor, " unit"]:
@@ -72,7 +73,7 @@ class Tally:
 
     @property
     def pearson(self) -> Float[Tensor, " unit"]:
-        """Correlation over all tokens. -1..1."""
+        """Correlation over all tokens. -1..1; NaN where the unit is constant, or has no token."""
         return self._pearson(torch.ones(1, len(self.n), dtype=torch.float64), slice(None))[0]
 
     def pearson_interval(
@@ -87,11 +88,13 @@ class Tally:
         return low, high
 
     def _pearson(self, weights: Float[Tensor, "resample story"], units: Tensor | slice) -> Tensor:
-        n = self.n[:, None]
+        n = self.n[:, units]
+        whole = n.sum(0).clamp(min=1)
         x, y = self.mean_x[:, units], self.mean_y[:, units]
-        x, y = x - (n * x).sum(0) / n.sum(), y - (n * y).sum(0) / n.sum()  # about the mean of all, for the digits
+        x, y = x - (n * x).sum(0) / whole, y - (n * y).sum(0) / whole  # about the mean of all, for the digits
         total = weights @ n
-        mean_x, mean_y = weights @ (n * x) / total, weights @ (n * y) / total
+        some = total.where(total > 0, 1.0)
+        mean_x, mean_y = weights @ (n * x) / some, weights @ (n * y) / some
         xx = weights @ (self.xx[:, units] + n * x * x) - total * mean_x * mean_x
         yy = weights @ (self.yy[:, units] + n * y * y) - total * mean_y * mean_y
         xy = weights @ (self.xy[:, units] + n * x * y) - total * mean_x * mean_y
@@ -104,9 +107,9 @@ class Tally:
     @property
     def r2(self) -> Float[Tensor, " unit"]:
         """1 - squared error / variance. Up to 1; NaN where the unit is constant."""
-        n = self.n[:, None]
+        n = self.n
         error = (self.xx + self.yy - 2 * self.xy + n * (self.mean_x - self.mean_y).square()).sum(0)
-        apart = self.mean_x - (n * self.mean_x).sum(0) / n.sum()
+        apart = self.mean_x - (n * self.mean_x).sum(0) / n.sum(0)
         total = (self.xx + n * apart.square()).sum(0)
         return (1 - error / total).where(~self.pearson.isnan(), torch.nan)
 
@@ -148,7 +151,7 @@ class Tally:
         low, high = self.pearson_interval(n_resamples, seed=seed)
         columns = {
             "unit": np.arange(self.n_units),
-            "n_stories": len(self.n),
+            "n_stories": (self.n > 0).sum(0),
             "n_tokens": self.n_tokens,
             "n_active": self.n_active,
             "r": self.pearson,
@@ -182,6 +185,8 @@ UNITS = {
 def tally(simulator: Simulator, source: Source, stories: Stories, threshold: float | int = 0.0) -> Tally:
     """Simulate and compare, in one pass; the order of the batches makes no difference.
 
+    A simulated value that is NaN is missing: the unit is then not compared at this token.
+
     Args:
         simulator: of the source's units.
         source: batches of the stories to score on; a story in one batch.
@@ -191,36 +196,40 @@ def tally(simulator: Simulator, source: Source, stories: Stories, threshold: flo
     Raises:
         ValueError: no tokens, or as many units simulated as not.
 
-    Cost: memory for a batch, 5 numbers a story and unit, 512 counts a unit.
+    Cost: memory for a batch, 6 numbers a story and unit, 512 counts a unit.
     """
     low, high = simulator.low.double(), simulator.high.double()
     parts: list[tuple[Tensor, ...]] = []
     active = inactive = torch.zeros(BINS, len(low), dtype=torch.long)
+    n_tokens = 0
     for batch in source():
         n_pos, keep = batch.values.shape[1], batch.keep.cpu()
         x = batch.values.cpu().double()
         y = simulator(stories.tokens[batch.rows, :n_pos], stories.lengths[batch.rows].clamp(max=n_pos)).double()
         if x.shape != y.shape:
             raise ValueError(f"explanations must be of the source's {x.shape[-1]} units; got {y.shape[-1]}")
-        parts.append((batch.rows, *_moments(x, y, keep)))
+        there = keep[..., None] & ~y.isnan()
+        y = y.nan_to_num(0.0)
+        parts.append((batch.rows, *_moments(x, y, there)))
         width = (high - low).where(high > low, 1.0)
         bins = ((y[keep] - low) / width * (BINS - 1)).round().clamp(0, BINS - 1).long() * len(low)
         bins += torch.arange(len(low))
-        fires = x[keep] > threshold
-        active = active + bins[fires].bincount(minlength=BINS * len(low)).reshape(BINS, -1)
-        inactive = inactive + bins[~fires].bincount(minlength=BINS * len(low)).reshape(BINS, -1)
-    if not parts or not any(part[1].sum() for part in parts):
+        fires, known = x[keep] > threshold, there[keep]
+        active = active + bins[fires & known].bincount(minlength=BINS * len(low)).reshape(BINS, -1)
+        inactive = inactive + bins[~fires & known].bincount(minlength=BINS * len(low)).reshape(BINS, -1)
+        n_tokens += int(keep.sum())
+    if not n_tokens:
         raise ValueError("scores need at least 1 token; the source gave none")
     rows, *moments = (torch.cat(column) for column in zip(*parts, strict=True))
     order = rows.argsort()
     return Tally(rows[order], *(part[order] for part in moments), active, inactive, low, high)
 
 
-def _moments(x: Tensor, y: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    """n, means and centred sums of each story."""
-    k = keep[..., None].double()
-    n = keep.sum(1).double()
-    mean_x, mean_y = ((part * k).sum(1) / n.clamp(min=1)[:, None] for part in (x, y))
+def _moments(x: Tensor, y: Tensor, there: Tensor) -> tuple[Tensor, ...]:
+    """n, means and centred sums of each story and unit."""
+    k = there.double()
+    n = k.sum(1)
+    mean_x, mean_y = ((part * k).sum(1) / n.clamp(min=1) for part in (x, y))
     dx, dy = (x - mean_x[:, None]) * k, (y - mean_y[:, None]) * k
     return n, mean_x, mean_y, (dx * dx).sum(1), (dy * dy).sum(1), (dx * dy).sum(1)
 

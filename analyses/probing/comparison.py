@@ -51,6 +51,6 @@ def probing_compared(results: Sequence[Result], baseline: str | None = None) -> 
         "knobs": results[0].meta["knobs"],
         "baseline": baseline,
         "differences": found.to_dict(orient="records"),
-        "summary": f"{n_claims} of {len(found)} differences from {baseline} exclude 0, over 3 seeds or more a side",
+        "summary": f"{n_claims} of {len(found)} differences from {baseline} hold after correction (3 seeds or more)",
     }
     return Result("probing", table, {"n": "stories"}, meta)

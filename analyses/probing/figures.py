@@ -1,5 +1,7 @@
 """Figures of probes, drawn from the Result alone."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,6 +19,8 @@ ARMS: dict[str, tuple[str, str]] = {  # column: name, dash
     "shuffle": ("labels shuffled", "dot"),
     "majority": ("majority class", "longdash"),
 }
+SYMBOLS: tuple[str, ...] = ("circle", "diamond", "square", "x")
+"""Of markers: a second round of colours has the second one."""
 
 
 def probing_figures(result: Result) -> dict[str, go.Figure | Page]:
@@ -50,7 +54,7 @@ def placed(table: pd.DataFrame) -> pd.DataFrame:
 def layers_figure(result: Result, part: pd.DataFrame, target: str) -> go.Figure:
     """Accuracy by depth for one target: a panel a kind of site; the label, its controls and the majority class."""
     families = list(dict.fromkeys(part.family))
-    drawn = _panels(families, shared=True)
+    drawn = _panels(families, shared="all")
     for i, name in enumerate(families):
         rows, place = part[part.family == name].sort_values("depth"), _place(i)
         for j, (column, (arm, dash)) in enumerate(ARMS.items()):
@@ -71,15 +75,15 @@ def description_figure(result: Result, table: pd.DataFrame) -> go.Figure:
     """How much shorter the labels' code becomes by knowing the features, by depth: a panel a kind of site."""
     part = table[table.probe == "linear"]
     families = list(dict.fromkeys(part.family))
-    drawn = _panels(families, shared=True)
+    drawn = _panels(families, shared="all")
     for i, name in enumerate(families):
         for j, (target, rows) in enumerate(part[part.family == name].groupby("target", sort=False)):
             rows = rows.sort_values("depth")
             drawn.add_scatter(
                 x=rows.depth, y=rows.compression, name=str(target), legendgroup=str(target), showlegend=i == 0,
                 error_y=error_bars(rows.compression, rows.compression_low, rows.compression_high, thickness=1, width=0),
-                mode="lines+markers", line={"color": COLORS[j % len(COLORS)]},
-                hovertemplate=f"{target}: %{{y:.2f}} x<extra></extra>", **_place(i),
+                mode="lines+markers", **_look(j), hovertemplate=f"{target}: %{{y:.2f}} x<extra></extra>",
+                **_place(i),
             )  # fmt: skip
     drawn.update_xaxes(title_text="layers that have run", dtick=1)
     drawn.update_yaxes(title_text="uniform bits / bits [95 %]", col=1)
@@ -88,31 +92,35 @@ def description_figure(result: Result, table: pd.DataFrame) -> go.Figure:
 
 
 def sparse_figure(result: Result, table: pd.DataFrame) -> go.Figure:
-    """Accuracy by the number of units, a panel a target: each site of the neurons, and units at random (dotted)."""
+    """Accuracy by the number of units, a panel a target and kind of site: each layer, and units at random (thin)."""
     part = table[table.probe.isin(["sparse", "linear"])]
     wanted = part[part.family.str.startswith("mlp.hook_")]
     part = wanted if len(wanted) else part
-    targets = list(dict.fromkeys(part.target))
-    drawn = _panels([target.replace("_", " ") for target in targets], shared=False)
-    sites = list(dict.fromkeys(part.site))
-    for i, target in enumerate(targets):
-        for j, site in enumerate(sites):
-            rows = part[(part.target == target) & (part.site == site)].sort_values("k")
-            sparse = rows[rows.probe == "sparse"]
-            look = {"color": COLORS[j % len(COLORS)]}
+    families = list(dict.fromkeys(part.family))
+    panels = [(target, name) for target in dict.fromkeys(part.target) for name in families]
+    drawn = _panels([f"{target.replace('_', ' ')}: {name}" for target, name in panels], _beside(families))
+    names = list(dict.fromkeys(_layer_name(row) for row in part.itertuples()))
+    shown: set[str] = set()
+    for i, (target, kind) in enumerate(panels):
+        for site, rows in part[(part.target == target) & (part.family == kind)].groupby("site", sort=False):
+            rows = rows.sort_values("k")
+            sparse, name = rows[rows.probe == "sparse"], _layer_name(next(rows.itertuples()))
+            look = _look(names.index(name))
             drawn.add_scatter(
-                x=rows.k, y=rows.accuracy, name=site, legendgroup=site, showlegend=i == 0, mode="lines+markers",
-                line=look, error_y=error_bars(rows.accuracy, rows.accuracy_low, rows.accuracy_high, thickness=1),
+                x=rows.k, y=rows.accuracy, name=name, legendgroup=name, showlegend=name not in shown,
+                mode="lines+markers", **look,
+                error_y=error_bars(rows.accuracy, rows.accuracy_low, rows.accuracy_high, thickness=1, width=0),
                 hovertemplate=f"{site}, %{{x}} units: %{{y:.3f}}<extra></extra>", **_place(i),
             )  # fmt: skip
             drawn.add_scatter(
-                x=sparse.k, y=sparse.random_units, legendgroup=site, showlegend=False, mode="lines",
-                line={**look, "dash": "dot"}, hovertemplate=f"{site}, %{{x}} drawn units: %{{y:.3f}}<extra></extra>",
-                **_place(i),
+                x=sparse.k, y=sparse.random_units, legendgroup=name, showlegend=False, mode="lines",
+                line={**look["line"], "dash": "dot", "width": 1},
+                hovertemplate=f"{site}, %{{x}} drawn units: %{{y:.3f}}<extra></extra>", **_place(i),
             )  # fmt: skip
+            shown.add(name)
     drawn.update_xaxes(title_text="units", type="log", dtick=float(np.log10(2)), tickformat="d")
     drawn.update_yaxes(title_text="accuracy [95 %]", col=1)
-    drawn.update_layout(title_text=titled(result.meta, "How few units carry the label (dotted: units at random)"))
+    drawn.update_layout(title_text=titled(result.meta, "How few units carry the label (thin: units at random)"))
     return drawn
 
 
@@ -168,7 +176,7 @@ def arms_figures(result: Result) -> dict[str, go.Figure | Page]:
     for target, measure in known[["target", "measure"]].drop_duplicates().itertuples(index=False):
         part = known[(known.target == target) & (known.measure == measure)]
         families = list(dict.fromkeys(part.family))
-        drawn = _panels(families, shared=True)
+        drawn = _panels(families, shared="all")
         for i, name in enumerate(families):
             mine = part[part.family == name].sort_values("depth")
             for arm, seed in mine[["arm", "seed"]].drop_duplicates().itertuples(index=False):
@@ -178,7 +186,7 @@ def arms_figures(result: Result) -> dict[str, go.Figure | Page]:
                     x=rows.depth, y=rows.value, name=arm, legendgroup=arm, mode="lines+markers",
                     showlegend=not any(trace.name == arm and trace.showlegend for trace in drawn.data),
                     error_y=error_bars(rows.value, rows.ci_low, rows.ci_high, thickness=1, width=0) if bars else None,
-                    line={"color": COLORS[arms.index(arm) % len(COLORS)]}, opacity=0.7,
+                    **_look(arms.index(arm)), opacity=0.7,
                     hovertemplate=f"{arm}, seed {seed}: %{{y:.3f}}<extra></extra>", **_place(i),
                 )  # fmt: skip
         drawn.update_xaxes(title_text="layers that have run", dtick=1)
@@ -188,15 +196,33 @@ def arms_figures(result: Result) -> dict[str, go.Figure | Page]:
     return found
 
 
-def _panels(titles: list[str], shared: bool) -> go.Figure:
-    """Frames in two columns, one a title."""
+def _beside(families: list[str]) -> str | bool:
+    """The scale is shared in a row where the two kinds of site of a target stand in it."""
+    return "rows" if len(families) == 2 else False
+
+
+def _panels(titles: list[str], shared: str | bool) -> go.Figure:
+    """Frames in two columns, one a title; `shared`: Plotly's `shared_yaxes`."""
     n_rows = -(-len(titles) // 2)
     drawn = make_subplots(
-        rows=n_rows, cols=min(2, len(titles)), subplot_titles=titles, shared_yaxes="all" if shared else False,
+        rows=n_rows, cols=min(2, len(titles)), subplot_titles=titles, shared_yaxes=shared,
         vertical_spacing=0.36 / n_rows,
     )  # fmt: skip
     drawn.update_layout(template=TEMPLATE, height=170 + 300 * n_rows)
     return drawn
+
+
+def _layer_name(row: Any) -> str:
+    """`layer 2`; the site itself where it is in none."""
+    return f"layer {row.layer}" if row.layer >= 0 else row.site
+
+
+def _look(j: int) -> dict[str, Any]:
+    """Line and marker of series `j`: the colours in turn, each round of them with another marker."""
+    return {
+        "line": {"color": COLORS[j % len(COLORS)]},
+        "marker": {"symbol": SYMBOLS[j // len(COLORS) % len(SYMBOLS)], "size": 6},
+    }
 
 
 def _place(i: int) -> dict[str, int]:

@@ -48,8 +48,8 @@ def explainability(explained: Explained, *, n_resamples: int = 500, seed: int = 
         One row a unit and explainer: `text`, description length in `bits`, `r` with a 95 % interval over held-out
         stories (NaN for a unit that does not vary there), the floors (NaN where no other unit could give its
         explanation), and at a cut chosen on other stories `precision`, `recall` and `false_positives` a token; `n`
-        tokens, `n_active` of them active. `selected` marks the explanation that a unit keeps: greatest r less
-        1e-5 a bit on the stories to choose on. `missing`: why an explainer gave none.
+        tokens that have a predicted activation, `n_active` of them active. `selected` marks the explanation that a
+        unit keeps: greatest r less 1e-5 a bit on the stories to choose on. `missing`: why an explainer gave none.
         meta["means"]: see `explained_means.score_means`. meta["coverage"]: by explainer, the share of units and of
         activation that is explained, and the units that are `dead` (never active in the stories explained from)
         and `silent` (active, and nothing but a constant is said of them). meta["published"]: the number to compare
@@ -107,7 +107,7 @@ def _rows(
         "explainer": name, "selected": list(keeps), "text": [e.text for e in one.explanations],
         "bits": np.array([e.bits for e in one.explanations], dtype=float), "r": found["own"][0], "r_low": low,
         "r_high": high, **{f"floor_{floor}": found[floor][0] for floor in FLOORS}, **cut_rates(one),
-        "n": np.concatenate([np.full(part.n_units, part.n_tokens) for part in one.own]),
+        "n": torch.cat([part.n_tokens for part in one.own]).numpy(),
         "n_active": torch.cat([part.n_active for part in one.own]).numpy(),
     }  # fmt: skip
     missing = np.array([one.missing.get(i, np.nan) for i in range(len(table))], dtype=object)

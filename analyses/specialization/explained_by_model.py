@@ -1,8 +1,8 @@
 """Units explained, and simulated, by a language model: a sample of units, on a few of the held-out stories.
 
-An answer that cannot be read is a missing value, and a unit is scored where it has values. A unit that the model gave
-no explanation of is scored as a constant (r = 0). Nothing is simulated to choose a cut by: a unit is called active
-where at least half of the greatest activation is predicted.
+An answer that cannot be read is a missing value, and a unit is scored where it has values; where it has none, it has no
+score. A unit that the model gave no explanation of is scored as a constant (r = 0). Nothing is simulated to choose a
+cut by: a unit is called active where at least half of the greatest activation is predicted.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.explain import Explanation, Source, Tally, story_splits, tally
@@ -82,7 +82,7 @@ def explained_by_model(
         simulator = LlmSimulator(backend, some, material.vocabulary, scale, mode=mode, progress=progress)
         said = simulator.simulate(stories.tokens[seen.rows], stories.lengths[seen.rows], seen.keep)
         silent = torch.tensor([not says_something(e.rule) for e in some])
-        return tallies(said.values.where(~silent, 0.0), said.valid | silent, scale, seen, stories)
+        return [tally(_Given(said.values.where(~silent, 0.0), scale.float()), lambda: [seen], stories)]
 
     layers = units.table.layer.to_numpy()[chosen.numpy()].tolist()
     floors, has = {}, {}
@@ -105,9 +105,9 @@ def sampled(units: Units, per_layer: int, seed: int = 0) -> Int[Tensor, " unit"]
 
 
 def whole(source: Source, stories: Stories, rows: Int[Tensor, " story"]) -> UnitBatch:
-    """These stories as one batch."""
+    """These stories as one batch, as wide as `stories` is."""
     parts = list(source())
-    n_pos, n_units = int(stories.lengths[rows].max()), parts[0].values.shape[-1]
+    n_pos, n_units = stories.tokens.shape[1], parts[0].values.shape[-1]
     values, keep = torch.zeros(len(rows), n_pos, n_units), torch.zeros(len(rows), n_pos, dtype=torch.bool)
     place = torch.full((stories.n,), -1)
     place[rows] = torch.arange(len(rows))
@@ -117,31 +117,13 @@ def whole(source: Source, stories: Stories, rows: Int[Tensor, " story"]) -> Unit
     return UnitBatch(rows, values, keep)
 
 
-def tallies(
-    predicted: Float[Tensor, "story pos unit"],
-    valid: Bool[Tensor, "story pos unit"],
-    scale: Float[Tensor, " unit"],
-    seen: UnitBatch,
-    stories: Stories,
-) -> list[Tally]:
-    """A tally a unit, over the tokens at which it has a value; a unit that has none is scored as a constant one."""
-    found = []
-    for unit in range(predicted.shape[-1]):
-        here = valid[..., unit] & seen.keep
-        values = seen.values[..., unit, None] if here.any() else torch.zeros_like(seen.values[..., :1])
-        batch = UnitBatch(seen.rows, values, here if here.any() else seen.keep)
-        given = _Given(predicted[..., unit, None].nan_to_num(0.0), scale[unit, None].float())
-        found.append(tally(given, lambda batch=batch: [batch], stories))
-    return found
-
-
 class _Given:
-    """A simulator that has its answer already, of the one batch that it will be asked for."""
+    """A simulator that has its answer already, of the one batch that it will be asked for; NaN: a missing value."""
 
-    def __init__(self, values: Float[Tensor, "story pos 1"], high: Float[Tensor, " 1"]) -> None:
+    def __init__(self, values: Float[Tensor, "story pos unit"], high: Float[Tensor, " unit"]) -> None:
         self.values, self.low, self.high = values, torch.zeros_like(high), high
 
     def __call__(
         self, tokens: Int[Tensor, "story pos"], lengths: Int[Tensor, " story"]
-    ) -> Float[Tensor, "story pos 1"]:
+    ) -> Float[Tensor, "story pos unit"]:
         return self.values[:, : tokens.shape[1]]

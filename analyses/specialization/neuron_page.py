@@ -1,11 +1,12 @@
 """The page of all units: an index to sort and to search by token, and each unit's examples, measures, explanations.
 
 One file, read without a network. Tokens travel as ids with a table of their texts, in a block of data that no browser
-runs, and are written as text (`page_script`).
+runs, and are written as text (`page_script`). A page stays below 10 MB: of very many units it shows fewer examples,
+and then leaves out those whose explanation scores least; it says so, and table.csv has them all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,8 @@ LISTS = (
     ("near", "Near misses", "Tokens that the unit fires on elsewhere and not here; then the greatest activations on "
      "tokens of which none is among those above."),
 )  # fmt: skip
+LARGEST = 9_800_000
+"""Characters of the block of data: all are ASCII."""
 UNSEEN = dict.fromkeys([0xAD, 0x61C, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF])
 """Characters that are not seen, or that turn the direction of others: shown by their number."""
 SHOWN = {**VISIBLE, ord("\n"): "↵", ord("\t"): "⇥"} | {code: f"\\u{code:04x}" for code in UNSEEN}
@@ -49,22 +52,59 @@ def units_page(result: Result) -> Page:
     """
     meta = result.meta
     model = meta.get("checkpoint", "a model")
+    vocabulary = {i: shown(text) for i, text in meta["vocabulary"].items()}
+    every = [_unit(row) for row in result.table.astype(object).to_dict(orient="records")]
+    units, left_out = fitting(every, LARGEST - len(_block(vocabulary)))
     data = {
-        "units": [_unit(row) for row in result.table.astype(object).to_dict(orient="records")],
-        "vocabulary": {i: shown(text) for i, text in meta["vocabulary"].items()},
+        "units": units,
+        "vocabulary": vocabulary,
         "lists": LISTS, "active": ACTIVE, "n_stories": meta["n_stories"],
     }  # fmt: skip
-    block = script_data(json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False))
     body = (
-        f'{STYLE}<div id="all"><p>{escaped(meta["summary"])}.</p>\n<p class="how">{escaped(HOW)}</p>\n'
+        f'{STYLE}<div id="all"><p>{escaped(meta["summary"])}.</p>\n<p class="how">{escaped(HOW)}</p>\n{left_out}'
         '<p class="warning" id="unknown" role="status"></p>\n<p><label>Search by token: <input id="search" '
         'type="search" autocomplete="off" spellcheck="false"></label> <span id="found" role="status"></span></p>\n'
         f'<p class="how">{escaped(FINDS)}</p>\n<div id="index"></div></div>\n<div id="unit" hidden></div>\n'
         "<noscript><p>This page is drawn by a script; the same numbers are in table.csv.</p></noscript>\n"
-        f'<script type="application/json" id="units">{block}</script>\n'
+        f'<script type="application/json" id="units">{_block(data)}</script>\n'
     )
     title = f"{meta['kind'].capitalize()}s of {model} ({meta['stream']} stream)"
     return Page(document(title, body, [SCRIPT]))
+
+
+def fitting(units: Sequence[dict[str, Any]], budget: int) -> tuple[list[dict[str, Any]], str]:
+    """What of the units a page of so many characters can hold, and a line of HTML on what it cannot.
+
+    Examples of every list are halved until the units fit, down to one; then the units that are explained best are kept.
+    """
+    n = most = max((len(unit[name]) for unit in units for name, *_ in LISTS), default=0)
+    found = list(units)
+    while n > 1 and sum(len(_block(unit)) + 1 for unit in found) > budget:
+        n = (n + 1) // 2
+        found = [unit | {name: _some(name, unit[name], n) for name, *_ in LISTS} for unit in units]
+    best = sorted(range(len(found)), key=lambda i: -2.0 if found[i]["r"] is None else found[i]["r"], reverse=True)
+    kept = set[int]()
+    for i in best:
+        if (budget := budget - len(_block(found[i])) - 1) < 0:
+            break
+        kept.add(i)
+    said = [f"at most {n} examples of a list" for _ in range(n < most)]
+    said += [
+        f"the {len(kept):,} of {len(found):,} units that are explained best" for _ in range(len(kept) < len(found))
+    ]
+    line = (
+        f'<p class="warning">Shown here, to keep the file below 10 MB: {" and ".join(said)}; table.csv has all.</p>\n'
+    )
+    return [unit for i, unit in enumerate(found) if i in kept], line if said else ""
+
+
+def _some(name: str, examples: Sequence[Any], n: int) -> list[Any]:
+    """The first `n`; of near misses, which are of two kinds, so many at even places."""
+    return list(examples[:: max(1, -(-len(examples) // n))] if name == "near" else examples[:n])
+
+
+def _block(value: Any) -> str:
+    return script_data(json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False))
 
 
 def shown(text: str) -> str:

@@ -9,31 +9,13 @@ import torch
 from analyses.explain.chat import ChatRequest, Message, NoReply
 from analyses.explain.chat_digits import digit_distribution
 from analyses.explain.chat_hf import HfChat
-
-TEMPLATE = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content | trim }}<|end|>{% endfor %}<|turn|>assistant:"
+from tests.cases.chat_weights import TEMPLATE, random_weights
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random GPT-2 of two layers in float64, and a byte-level tokenizer trained on a few lines, with a template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|end|>", "<|turn|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(["Say 7 or 3 and 12 of the cat.", "User: a\n\nAssistant: 5 5 5"] * 20, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(fast), n_positions=96, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
-                        eos_token_id=0, bos_token_id=None)  # fmt: skip
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    GPT2LMHeadModel(config).double().save_pretrained(path)
-    fast.save_pretrained(path)
-    return path
+    return random_weights(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture(scope="module")

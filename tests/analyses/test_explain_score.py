@@ -135,6 +135,39 @@ def test_a_constant_says_nothing_and_a_dead_unit_cannot_be_scored() -> None:
     assert bool(found.rates(found.best_cut)["recall"][1].isnan())
 
 
+def test_missing_predictions_do_not_count_unit_by_unit() -> None:
+    """Unit 0 misses some tokens, unit 1 all but one story, unit 2 none, unit 3 all: each against numpy on its pairs."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    y = Y.clone()
+    y[..., 0][torch.rand(25, 30, generator=torch.Generator().manual_seed(5)) < 0.4] = torch.nan
+    y[1:, :, 1], y[..., 3] = torch.nan, torch.nan
+    given = Given(y)
+    given.low, given.high = torch.zeros(4), torch.full((4,), 8.0)
+    found = tally(given, lambda: batches(STORIES, X, [list(range(9)), list(range(9, 25))]), STORIES)
+    cut = torch.full((4,), 100)  # of the bins 0..255 of 0..8: from 100 / 255 * 8 = 3.1 on
+    table = found.table(cut, n_resamples=60, seed=3)
+    weights = np.rint(bootstrap_weights(25, 60, 3) * 25).astype(int)
+    rows = REAL.nonzero()[:, 0].numpy()
+    for unit in range(3):
+        there = (~y[REAL][:, unit].isnan()).numpy()
+        a, b = (v[REAL][:, unit].double().numpy()[there] for v in (X, y))
+        row = table.loc[unit]
+        assert row.n_tokens == there.sum() == len(a) and row.n_stories == len(set(rows[there]))
+        assert row.n_active == (a > 0).sum() and row.base_rate == pytest.approx((a > 0).mean())
+        assert row.r == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-10)
+        assert row.r2 == pytest.approx(1 - ((a - b) ** 2).sum() / ((a - a.mean()) ** 2).sum(), abs=1e-10)
+        assert row.average_precision == pytest.approx(metrics.average_precision_score(a > 0, b), abs=1e-12)
+        assert row.false_positives == pytest.approx(((b >= 4) & (a <= 0)).sum() / len(a))
+        drawn = [w[rows[there]] for w in weights]
+        resampled = [np.corrcoef(np.repeat(a, w), np.repeat(b, w))[0, 1] for w in drawn if w.any()]
+        assert (row.r_low, row.r_high) == pytest.approx(tuple(np.quantile(resampled, (0.025, 0.975))), abs=1e-8)
+    nothing = table.loc[3]
+    assert nothing.n_tokens == nothing.n_stories == nothing.n_active == 0
+    assert np.isnan([nothing.r, nothing.r_low, nothing.r2, nothing.average_precision]).all()
+    for name in ("n", "mean_x", "xy"):  # what others miss changes nothing for a unit that misses none
+        torch.testing.assert_close(getattr(found, name)[:, 2], getattr(TALLY, name)[:, 2])
+
+
 def test_a_tally_needs_tokens_and_the_same_units() -> None:
     with pytest.raises(ValueError, match="at least 1 token"):
         tally(Given(Y), lambda: [], STORIES)

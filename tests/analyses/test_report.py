@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from analyses import report
+from analyses.figures import COLORS, figure
 from analyses.masks import StoryMasks
-from analyses.page import document, escaped, figure_html, number, pairs_html, script_data, table_html
+from analyses.page import document, escaped, figure_html, keys_html, number, pairs_html, script_data, table_html
 from analyses.report_page import Entry, report_html, tokens_seen
 from analyses.result import Result
 from sat_lens import SelfAblatingTransformer, SelfAblation, load_tokenizer, save
@@ -155,6 +156,16 @@ def test_a_figure_keeps_its_own_title_and_legend():
     page = figure_html(drawn, "title", "caption")
     assert drawn.layout.title.text == "own" and drawn.layout.showlegend is None
     assert "curve</span>" in page and "own" not in page
+
+
+def test_the_legend_names_each_key_once_with_its_own_line_and_colour():
+    drawn = figure(title="", x_title="", y_title="")
+    drawn.add_scatter(name="dashed", line={"dash": "longdash", "color": "#123456"})
+    drawn.add_scatter(name="again", showlegend=False)
+    drawn.add_scatter(name="marks", mode="markers", marker={"color": "#abcdef"})
+    drawn.add_scatter(name="dots", line={"dash": "dot"})
+    keys = re.findall(r'border-top:3px (\w+) (#\w+)"></i>(\w+)', keys_html(drawn))
+    assert keys == [("dashed", "#123456", "dashed"), ("solid", "#abcdef", "marks"), ("dotted", COLORS[3], "dots")]
 
 
 def test_text_is_shown_and_what_cannot_be_shown_is_replaced():
@@ -316,3 +327,69 @@ def test_what_specialization_found_is_shown_as_text(tmp_path):
 def test_tokens_of_earlier_runs_are_counted():
     assert tokens_seen({"tokens_seen": 12, "tokens_seen_before": 18}) == 30
     assert tokens_seen({"tokens_seen": 12, "tokens_seen_before": None}) == 12 and tokens_seen({}) is None
+
+
+def probed(text):
+    """Two sites and a mask of one label, named by `text`, with and without controls and erasure."""
+    estimates = ("accuracy", "selectivity", "compression", "loss_rise", "rise_beyond_random")
+    ends = {"": 0.75, "_low": 0.5, "_high": 0.875}
+    row = {"target": text, "site": text, "layer": 0, "stream": text, "probe": "linear", "k": 16.0, "n_units": 16.0,
+           "majority": 0.5, "untrained": 0.6, "k_90": 2.0,
+           **{f"{name}{end}": value for name in estimates for end, value in ends.items()}}  # fmt: skip
+    sparse = {**row, "probe": "sparse", "k": 1.0, "random_units": 0.5}
+    worse = {**row, "site": "blocks.1.mlp.hook_post", "layer": 1, "accuracy": 0.625, "k_90": float("nan")}
+    asked_less = {**{key: worse[key] for key in ("site", "layer", "stream", "probe", "k", "n_units", "accuracy",
+                     "accuracy_low", "accuracy_high", "majority", "compression", "compression_low",
+                     "compression_high")}, "target": "other_label"}  # fmt: skip
+    knobs = {"n_stories": 9, "per_story": 16, "folds": 5, "stream": text}
+    kinds = {text: {"classes": {text: 4, "b": 6}}}
+    return Result("probing", pd.DataFrame([row, worse, asked_less, sparse]), {},
+                  {"summary": f"{text}\n{text}", "knobs": knobs, "targets": kinds})  # fmt: skip
+
+
+def repaired(text):
+    row = {
+        "component": text, "layer": 0, "depth": 0.0, "kind": "head", "head": 0, "n_tokens": 5, "de": 1.5,
+        "dlogit": -1.0, "self_repair": 0.5, "ci_low": 0.25, "ci_high": 0.75, "ln_own": 0.125, "p_holm": 0.01,
+        "zone": text, **dict.fromkeys(("sr_heads", "sr_mlps", "sr_ln", "sr_gate"), 0.25),
+    }  # fmt: skip
+    knobs = {"ln_order": text, "stream": text, "masks": text, "selection": text, "ablation": text, "n_stories": 9,
+             "components": text}  # fmt: skip
+    shown = {key: [[0.5, None]] for key in ("self_repair", "removed", "dlogit")}
+    texts = {"component": text, "stories": [[text, text]], **shown}
+    meta = {"summary": text, "knobs": knobs, "n_measured": 5, "texts": texts, "halves": {}}
+    return Result("self_repair", pd.DataFrame([row, {**row, "n_tokens": 0, "component": "silent"}]), {}, meta)
+
+
+def test_what_probing_and_self_repair_found_is_shown_as_text():
+    text = ATTACK.replace("\ud800", "")  # no table of texts can hold it
+    page = report_html([dataclasses.replace(entry("a"), probing=probed(text), self_repair=repaired(text))])
+    assert_harmless(page)
+    cells = re.findall(r"<td>(.*?)</td>", page[page.index("What can be read where") :], re.DOTALL)
+    assert cells[2:10] == [
+        "0.750 [0.500, 0.875]", "0.500", "0.75 [0.50, 0.88]", "0.600", "0.75 [0.50, 0.88]", "2 of 16",
+        "0.75", "0.75 [0.50, 0.88]",
+    ]  # fmt: skip
+    assert cells[10:20] == [
+        "other label", "blocks.1.mlp.hook_post", "0.625 [0.500, 0.875]", "0.500", "–", "–", "0.75 [0.50, 0.88]", "–",
+        "–", "–",
+    ]  # fmt: skip
+    assert "2 classes, 10 tokens" in page and "0.50 [0.25, 0.75]" in page and ">silent<" not in page
+    without = report_html([entry("a")])
+    assert without.count("Not known: it was not asked.") == 5
+
+
+@pytest.mark.parametrize("question", ["probing", "self_repair"])
+def test_a_stored_answer_is_shown_where_it_is_of_the_same_weights(question, tmp_path):
+    read = {"probing": report.stored_probing, "self_repair": report.stored_self_repair}[question]
+    found = {"probing": probed, "self_repair": repaired}[question]("c")
+    made = {"checkpoint": "c", "checkpoint_sha256": "a"}
+    with pytest.raises(ValueError, match=f"no result is in {question}/c; python -m analyses.{question} c makes one"):
+        read(tmp_path / question / "c", made)
+    dataclasses.replace(found, meta={**found.meta, "checkpoint_sha256": "a"}).save(tmp_path / question / "c")
+    assert read(tmp_path / question / "c", made).meta["summary"] == found.meta["summary"]
+    with pytest.raises(ValueError, match="is of other weights"):
+        read(tmp_path / question / "c", {**made, "checkpoint_sha256": "b"})
+    Result("study", found.table, {}, {"checkpoint_sha256": "a"}).save(tmp_path / question / "c")
+    with pytest.raises(ValueError, match="no result is in"):
+        read(tmp_path / question / "c", made)

@@ -19,6 +19,7 @@ from analyses.specialization.explained_by_model import explained_by_model, sampl
 from analyses.specialization.explained_comparison import explainability_compared
 from analyses.specialization.explained_figures import arms_figure, explained_figures
 from analyses.specialization.explained_means import SELECTED, correlations, mean_of
+from analyses.texts import Stories
 from analyses.unit_streams import unit_batches, units_of
 from tests.cases.fixed_neurons import FIRES_ON, fixed_model, fixed_stories
 
@@ -169,6 +170,20 @@ def test_answers_that_cannot_be_read_are_left_out_of_the_score(model: Any):
     assert row.r == pytest.approx(1.0) and 0 < row.n < 8 * 12
 
 
+def test_answers_are_asked_of_stories_of_unlike_lengths(model: Any):
+    """Also where the longest story is not among those that are scored on."""
+    whole = fixed_stories(24)
+    probe = explained_by_model(model, whole, Oracle(), per_layer=1, n_scored=3).parts.evaluate
+    lengths = torch.full((24,), 12)
+    lengths[probe] = torch.tensor([5, 7, 9])
+    stories = Stories(whole.tokens, lengths)
+    explained = explained_by_model(model, stories, Oracle(refuses=2), per_layer=4, n_scored=3)
+    (own,) = explained.scored["oracle"].own
+    assert own.rows.tolist() == probe.tolist()
+    dead = 2  # simulated as a constant, which has a value at every token
+    assert int(own.n_tokens[dead]) == 5 + 7 + 9 and 0 < int(own.n_tokens[:2].sum()) < 2 * (5 + 7 + 9)
+
+
 def test_a_sample_has_so_many_units_of_each_layer(model: Any):
     units = units_of(model, "neuron")
     chosen = sampled(units, 3, seed=1)
@@ -203,20 +218,28 @@ def test_arms_are_compared_by_seeds(model: Any):
         (["--explain", "--explainer", "http"], "needs --url"),
         (["--explain", "--explainer", "hf"], "needs --weights"),
         (["--explain", "--explainer", "replay"], "needs --cassette"),
+        (["--explain", "--explainer", "http", "--url", "http://127.0.0.1:1/v1"], "needs --model"),
+        (["--explain", "--explainer", "http", "--model", "m", "--url", "localhost:8000"], "http://HOST[:PORT]/PATH"),
+        (["--explain", "--explainer", "http", "--model", "m", "--url", "http://"], "got 'http://'"),
+        (["--explain", "--explainer", "hf", "--weights", "/no/such"], "there is no folder '/no/such'"),
+        (["--explain", "--explainer", "replay", "--cassette", "/no/such.jsonl"], "no file '/no/such.jsonl'"),
+        (["--explain", "--explainer", "gpt"], "invalid choice: 'gpt'"),
         (["--explain", "--units", "neuron", "head"], "one kind of unit"),
         (["--explain", "--page"], "one of --explain and --page"),
         (["--page", "--explainer", "replay", "--cassette", "x"], "explained by rules"),
     ],
 )
-def test_bad_arguments_say_what_is_needed(argv: list[str], expected: str, capsys: Any):
-    with pytest.raises(SystemExit):
+def test_bad_arguments_say_what_is_needed_in_one_line(argv: list[str], expected: str, capsys: Any):
+    with pytest.raises(SystemExit) as exit:
         main(["none-s0", *argv])
-    assert expected in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and expected in error and error.count("\n") == 1
 
 
-def test_results_of_different_questions_stand_in_different_folders():
+def test_results_of_different_questions_stand_in_different_folders(tmp_path: Any):
     def of(*argv: str) -> str:
         return variant(arguments(["none-s0", *argv]))
 
     assert [of(), of("--explain"), of("--page", "--stream", "ablated")] == ["", "explained", "ablated.page"]
-    assert of("--explain", "--explainer", "replay", "--cassette", "x") == "explained.replay"
+    (tmp_path / "x").touch()
+    assert of("--explain", "--explainer", "replay", "--cassette", str(tmp_path / "x")) == "explained.replay"

@@ -122,6 +122,26 @@ def test_no_token_can_end_the_block_of_data_or_run(pages: Result):
     assert {unit["unit"] for unit in data["units"]} == set(pages.table.unit)
 
 
+def test_a_page_of_too_many_units_shows_fewer_examples_then_fewer_units_and_says_so(pages: Result, monkeypatch: Any):
+    def held(largest: int) -> tuple[str, int, list[dict[str, Any]]]:
+        monkeypatch.setattr("analyses.specialization.neuron_page.LARGEST", largest)
+        document = units_page(pages).document
+        block = next(text for kind, text in Parsed(document).scripts if kind == "application/json")
+        assert len(block) <= largest + 700  # what stands around the units
+        return document, len(block), json.loads(block)["units"]
+
+    document, size, every = held(10**7)
+    assert "to keep the file below" not in document and len(every) == 8
+    n_examples = max(len(unit["top"]) for unit in every)
+    document, _, fewer = held(size - 1500)
+    assert f"at most {n_examples // 2} examples of a list; table.csv has all" in document and len(fewer) == 8
+    assert [unit["top"] for unit in fewer] == [unit["top"][: n_examples // 2] for unit in every]
+    assert max(len(unit["near"]) for unit in fewer) <= n_examples // 2
+    document, _, few = held(3000)
+    assert f"at most 1 examples of a list and the {len(few)} of 8 units that are explained best" in document
+    assert 0 < len(few) < 8 and {unit["unit"] for unit in few} <= {f"L{i}.N{j}" for i, j in FIRES_ON}
+
+
 def test_the_script_writes_no_markup():
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "fetch("):
         assert way not in SCRIPT
