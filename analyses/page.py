@@ -10,6 +10,8 @@ import hashlib
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -128,6 +130,14 @@ def _color(trace: Any) -> str | None:
     """Of a trace's line, or of its markers where they all have one."""
     marker = trace.marker.color
     return trace.line.color or (marker if isinstance(marker, str) else None)
+
+
+def circuitsvis_bundle() -> str:
+    """The script of the installed circuitsvis, without what would end a script element; empty where there is none."""
+    spec = find_spec("circuitsvis")  # found, not imported: nothing of its Python is needed
+    bundles = [Path(folder, "dist", "cdn", "iife.js") for folder in (spec and spec.submodule_search_locations) or ()]
+    script = next((path.read_text(encoding="utf-8") for path in bundles if path.is_file()), "")
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def script_data(json_text: str) -> str:

@@ -30,6 +30,21 @@ def test_a_notebook_runs_and_defines_no_function(path):
         mean = mean_of(space["scores"].meta["means"])
         assert mean["n_units"] > 1000 and mean["excess_shuffled_low"] > 0.3
         assert all(result.meta["kinds"][0]["n_units"] == 1024 for result in space["found"].values())
+    elif path.stem == "05_probing":
+        for result in space["results"].values():
+            role = result.table[(result.table.probe == "linear") & (result.table.target == "role")]
+            assert role.accuracy_low.max() > 0.9 and (role.selectivity_low > 0).any()
+            assert (role.erased < role.accuracy).sum() == role.erased.notna().sum() > 0
+            assert role.rise_beyond_random_low.max() > 0
+        ridge = space["results"]["local-k4-s0"].table.query("probe == 'ridge'")
+        assert ridge.accuracy_low.max() > 0.8 > ridge.majority.max()
+    elif path.stem == "06_self_repair":
+        for result in space["found"].values():
+            assert result.meta["closure"] < 1e-2 and result.meta["halves"]["second"]["sr_gate"]["value"] == 0
+        controls = {one["masks"]: one["sr_gate"]["value"] for one in space["both"].meta["controls"]}
+        assert space["second"]["sr_gate"]["value"] != 0 and abs(controls["random"]) < 1e-6 < abs(controls["dealt"])
+        equal = space["rows"][space["rows"].metric == "loss (bits), tokens of equal loss"].value
+        assert equal.max() - equal.min() < 0.02, "bits"
     else:
         assert space["effects"].meta["task"]["solved"]
 

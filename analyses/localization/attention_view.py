@@ -10,8 +10,6 @@ Source: circuitsvis 1.43.3 (its component AttentionHeads).
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from jaxtyping import Float
 
 from analyses.figures import COLORS, Page, figure
 from analyses.localization.stored_circuit import circuit_of, description
-from analyses.page import document, encodable, escaped, figure_html, script_data, table_html
+from analyses.page import circuitsvis_bundle, document, encodable, escaped, figure_html, script_data, table_html
 from analyses.result import Result
 from sat_lens.activations import activations
 from sat_lens.tasks import Task
@@ -141,14 +139,6 @@ def attention_page(result: Result, bundle: str | None = None) -> Page:
     title = f"Attention of the heads found: {text}" if (text := description(result)) else "Attention of the heads found"
     scripts = (bundle, DRAW) if bundle else ()
     return Page(document(title, f"{STYLE}<p>{escaped(intro)}</p>\n{parts}", scripts))
-
-
-def circuitsvis_bundle() -> str:
-    """The script of the installed circuitsvis, without what would end a script element; empty where there is none."""
-    spec = find_spec("circuitsvis")  # found, not imported: nothing of its Python is needed
-    bundles = [Path(folder, "dist", "cdn", "iife.js") for folder in (spec and spec.submodule_search_locations) or ()]
-    script = next((path.read_text(encoding="utf-8") for path in bundles if path.is_file()), "")
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _prompt_html(prompt: Mapping[str, Any], number: int, by_circuitsvis: bool) -> str:

@@ -7,12 +7,12 @@ decides the answer and is stated everywhere; all intervals are of 95 %, over sto
 
 Streams of a self-ablating model: `clean` as in any model; `gated` (the component is taken out of the stream of masked
 units, masks cannot react); `both` (out of both streams, masks react: `sr_gate`). In the last two the same is asked
-once more under masks dealt from other positions.
+again under masks dealt from other positions, and under random ones.
 
 `--study NAME` asks how it comes about: by neurons that erase, by backups, by the norm, in proportion to the dose, ...
 
 Results stand in OUT/self_repair/CKPT.VARIANT, and with several checkpoints, at least three seeds an arm for a claim, in
-OUT/self_repair/arms.VARIANT.
+OUT/self_repair/arms.VARIANT: once on all selected tokens, once on those of equal loss.
 
 Source: arXiv 2402.15390.
 """
@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stream", choices=STREAMS, default="clean", help="of a self-ablating model (default: clean)")
     add("--masks", choices=MASKS, default="own",
         help="gated or both: the model's masks, those of other positions, random ones (default: own)")  # fmt: skip
-    add("--no-control", action="store_true", help="gated or both: leave out the second run under dealt masks")
+    add("--no-control", action="store_true", help="gated or both: leave out the runs under dealt and random masks")
     add("--study", choices=tuple(STUDIES), metavar="NAME",
         help="how it comes about: " + "; ".join(f"{name} ({line})" for name, (_, line) in STUDIES.items()))  # fmt: skip
     add("--component", type=head_name, metavar="LxHy",

@@ -4,10 +4,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyses.figures import COLORS, Page, curve, error_bars, figure, heat_map
+from analyses.page import circuitsvis_bundle
 from analyses.result import Result
 from analyses.self_repair.captions import titled
 from analyses.self_repair.plane import de_vs_dlogit, token_grid
 from analyses.self_repair.text_page import text_page
+from analyses.self_repair.token_view import token_view
 
 SHARES = {
     "sr_heads": "other heads",
@@ -33,6 +35,8 @@ def self_repair_figures(result: Result) -> dict[str, go.Figure | Page]:
         found["repair_matrix"] = repair_matrix(result)
     if result.meta.get("texts"):
         found["text"] = text_page(result)
+        if bundle := circuitsvis_bundle():
+            found["token_view"] = token_view(result, bundle)
     return found
 
 
@@ -134,8 +138,10 @@ def repair_heatmap(result: Result) -> go.Figure:
 def repair_matrix(result: Result) -> go.Figure:
     """Who repairs what: change of the direct effect of each later component when one is taken out."""
     detail = result.meta["matrix"]
-    return heat_map(
+    drawn = heat_map(
         detail["values"], x=detail["columns"], y=list(result.table.component),
         title=titled(result, "Change of direct effects, clean scale"), x_title="repairs", y_title="taken out",
         unit="logits a token",
     )  # fmt: skip
+    drawn.update_yaxes(automargin=True, title_standoff=10)
+    return drawn

@@ -34,7 +34,7 @@ def de_vs_dlogit(result: Result) -> go.Figure:
                 "%{customdata[2]:+.3f} over %{customdata[1]:,} tokens<extra></extra>",
             )  # fmt: skip
     drawn.update_xaxes(range=[min(0.0, float(table.de.min()) * 1.1), float(table.de.max()) * 1.1 or 1.0])
-    drawn.update_yaxes(range=[-reach, reach])
+    drawn.update_yaxes(range=[-reach, max(reach / 4, float(table.dlogit.max()) * 1.1)])
     return drawn
 
 
@@ -44,7 +44,7 @@ def token_grid(result: Result) -> go.Figure:
     titles = [f"{one['component']}, {len(one['de']):,} of {one['n']:,} tokens" for one in grid]
     drawn = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.14)
     drawn.update_layout(
-        template=TEMPLATE, title_text=titled(result, "Token by token"), height=720, showlegend=False
+        template=TEMPLATE, title_text=titled(result, "Token by token"), height=740, showlegend=False, margin={"t": 100}
     )  # fmt: skip
     for i, one in enumerate(grid):
         place = {"row": i // 2 + 1, "col": i % 2 + 1}

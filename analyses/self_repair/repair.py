@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from analyses.metrics import cross_entropy, gini
 from analyses.result import Result
+from analyses.self_repair.equal_loss import sums_by_bin
 from analyses.self_repair.halves import halves, ratios, sums_by_story
 from analyses.self_repair.tokens import scale_ratios, shown_texts, token_grid
 from analyses.statistics import holm, sign_flip_p_value
@@ -20,6 +23,8 @@ from sat_lens.repair.selection import AbsDE, All, Bottom, TopDE
 
 COMPONENTS = {"heads": heads, "mlps": mlp_layers, "attn": attn_layers}
 SELECTIONS = {"top": TopDE, "all": All, "abs": AbsDE, "bottom": Bottom}
+CONTROLS = ("dealt", "random")
+"""Masks under which the question is asked again."""
 MOST_CELLS = 40_000
 """Of a repair matrix that a Result holds."""
 DROPPED = ["unit", "dose", "sr_std"]
@@ -70,7 +75,7 @@ def story_self_repair(
         order: `clean`, `ablated` or `symmetric`, of the shares.
         stream: `clean`, `gated` or `both`.
         masks: `own`, `dealt` or `random`.
-        control: with masks `own`, ask again under `dealt` ones.
+        control: with masks `own`, ask again under CONTROLS.
         seed: of the draws.
         batch_size: stories a pass.
         progress: a bar on stderr.
@@ -84,7 +89,7 @@ def story_self_repair(
     Raises:
         ValueError: an unknown word for one of the choices, or what `self_repair` refuses.
 
-    Cost: see `sat_lens.repair.measure`; with a control twice that.
+    Cost: see `sat_lens.repair.measure`; with controls three times that.
     """
     for given, known in ((components, COMPONENTS), (select, SELECTIONS), (ablation, ablations(seed))):
         if given not in known:
@@ -104,6 +109,7 @@ def story_self_repair(
     table = component_table(found, model.cfg.n_layers)
     parts = halves(model.cfg.n_layers)
     by_story = {half: sums_by_story(found, layers) for half, layers in parts.items()}
+    bits = token_losses(model, texts, stream != "clean", batch_size)
     meta: dict[str, Any] = {
         "knobs": {
             "components": components, "stream": stream, "masks": masks if stream != "clean" else "none",
@@ -116,7 +122,8 @@ def story_self_repair(
         "halves": {half: ratios(sums, seed) for half, sums in by_story.items()},
         "by_story": {key: value.tolist() for key, value in by_story["second"].items()},
         "layer_summary": found.layer_summary().to_dict(orient="records"),
-        "losses": losses(model, texts, stream != "clean", batch_size),
+        "by_loss": sums_by_bin(found, parts["second"], bits["clean" if stream == "clean" else "gated"].numpy()),
+        "losses": {name: float(of.nanmean()) for name, of in bits.items()},
         "gini_of_direct_effects": gini(table.de.abs().fillna(0).to_numpy()),
         "grid": token_grid(found, table),
         "scale_ratio": scale_ratios(found),
@@ -126,9 +133,9 @@ def story_self_repair(
         meta["matrix"] = {"columns": list(matrix.columns), "values": np.round(matrix.to_numpy(), 6).tolist()}
         meta["repairers"] = repairers(matrix.to_numpy())
     if control and stream != "clean" and masks == "own":
-        dealt = sums_by_story(asked("dealt", False), parts["second"])
-        meta["control"] = {"masks": "dealt", **ratios(dealt, seed)}
-        meta["control_by_story"] = {key: value.tolist() for key, value in dealt.items()}
+        meta["controls"] = [
+            {"masks": kind, **ratios(sums_by_story(asked(kind, False), parts["second"]), seed)} for kind in CONTROLS
+        ]
     best = strongest(table)
     meta["texts"] = shown_texts(model, texts, chosen[best], ablations(seed)[ablation], masks, knobs)
     meta["summary"] = summary(table, meta)
@@ -165,21 +172,21 @@ def sums_of(found: SelfRepairResult, i: int) -> np.ndarray:
     return of["dlogit"] + of["de"] - of["ade"]
 
 
-def losses(model: Any, texts: Stories, gated: bool, batch_size: int) -> dict[str, float]:
-    """Mean loss of the next token, bits: of the clean stream, and of the gated one."""
-    totals: dict[str, float] = {}
-    n = int(texts.predicted.sum())
+def token_losses(model: Any, texts: Stories, gated: bool, batch_size: int) -> dict[str, Float[Tensor, "story pos"]]:
+    """Loss of the token that follows each, bits, NaN where none does: of the clean stream, and of the gated one."""
+    found: dict[str, Tensor] = {}
     for rows in torch.arange(texts.n).split(max(1, batch_size // 4)):
         part = texts.subset(rows)
         width = int(part.lengths.max())
-        tokens, keep = part.tokens[:, :width].to(model.cfg.device), part.predicted[:, :width]
+        tokens, keep = part.tokens[:, :width].to(model.cfg.device), part.predicted[:, : width - 1]
         with inference(model):
             logits = model(tokens, stream="both")._asdict() if gated else {"clean": model(tokens)}
             for name, of in logits.items():
-                loss = cross_entropy(of[:, :-1].float(), tokens[:, 1:]).cpu()[keep[:, :-1]]
                 name = "gated" if name == "ablated" else name
-                totals[name] = totals.get(name, 0.0) + loss.double().sum().item() / np.log(2) / n
-    return totals
+                loss = cross_entropy(of[:, :-1].float(), tokens[:, 1:]).double().cpu() / np.log(2)
+                place = found.setdefault(name, torch.full(texts.tokens.shape, torch.nan, dtype=torch.float64))
+                place[rows, : width - 1] = loss.where(keep, torch.nan)
+    return found
 
 
 def repairers(matrix: np.ndarray) -> float:
@@ -209,9 +216,10 @@ def summary(table: Any, meta: dict[str, Any]) -> str:
     held = table[table.p_holm < 0.05]
     up, down = int((held.self_repair > 0).sum()), int((held.self_repair < 0).sum())
     control = ""
-    if "control" in meta and meta["control"]["self_repair"]["value"] is not None:
-        of = meta["control"]["self_repair"]
-        control = f"; under dealt masks {100 * of['value']:.0f} % [{100 * of['ci_low']:.0f}, {100 * of['ci_high']:.0f}]"
+    for one in meta.get("controls", ()):
+        if (of := one["self_repair"])["value"] is not None:
+            ends = f"[{100 * of['ci_low']:.0f}, {100 * of['ci_high']:.0f}]"
+            control += f"; under {one['masks']} masks {100 * of['value']:.0f} % {ends}"
     return (
         f"in the second half of the layers self-repair is {100 * value:.0f} % [{low:.0f}, {high:.0f}] of the removed "
         f"direct effect ({parts or 'no share'}){control}; {up} of {len(table)} {knobs['components']} repair and {down} "

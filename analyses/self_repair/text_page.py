@@ -14,7 +14,7 @@ LISTED = 30
 HOW = (
     "The model reads a token and predicts the next one; the component is replaced by that of another story. A token's "
     "colour is the component's self-repair there, in logits of the next token: by how much the change of the logit is "
-    "above what the removed direct effect alone would make it. Orange: made up for; blue: more is lost than was "
+    "above what the removed direct effect alone would make it. Blue: made up for; orange: more is lost than was "
     "removed; none: neither, or nothing to replace it with. Single tokens are noisy; all tokens are shown here, "
     "selected or not."
 )
@@ -86,4 +86,4 @@ def largest_html(result: Result) -> str:
 
 
 def _color(value: float) -> str:
-    return color(value * STRONGEST / STRONGEST_LOGITS)
+    return color(-value * STRONGEST / STRONGEST_LOGITS)  # blue above 0, as in the heat maps

@@ -27,6 +27,7 @@ class Batch:
         f0, s0: clean score and scale.
         de: direct effects, in logits.
         attn, mlps: what each attention and MLP layer adds to the score, by layer.
+        positions: in the texts; None: 0, 1, ...
     """
 
     rows: Int[Tensor, " batch"]
@@ -39,6 +40,7 @@ class Batch:
     de: Float[Tensor, "component batch pos"]
     attn: dict[int, Float[Tensor, "batch pos"]]
     mlps: dict[int, Float[Tensor, "batch pos"]]
+    positions: Int[Tensor, "batch pos"] | None = None
 
 
 @dataclasses.dataclass

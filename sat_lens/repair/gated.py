@@ -19,6 +19,7 @@ from sat_lens.gates import LayerUnits
 from sat_lens.model import CleanStream, ablated_block
 from sat_lens.repair.ablations import Ablation, Source, Values
 from sat_lens.repair.components import Component, Site, sites_of
+from sat_lens.repair.gated_alone import MOST, AloneReplay, last_of_tokens, narrowed
 from sat_lens.repair.gated_masks import MaskRule, of_rows
 from sat_lens.repair.readout import Readout
 from sat_lens.repair.rows import Rows
@@ -91,7 +92,10 @@ class GatedRunner(Runner):
         rows: Int[Tensor, " copy"],
         hooks: Hooks,
     ) -> Float[Tensor, "copy pos d_model"]:
-        replay: Replay = clean.replay
+        replay: Replay | AloneReplay = clean.replay
+        if isinstance(replay, AloneReplay):
+            with self.hooked(hooks):
+                return last_of_tokens(self.model, entry.layer, x, replay, rows)
         k, v = (
             [None if layer < entry.layer else of[rows] for layer, of in enumerate(lists)]
             for lists in (replay.stream.k, replay.stream.v)
@@ -99,6 +103,15 @@ class GatedRunner(Runner):
         masks = [of_rows(units, rows) for units in replay.masks]
         with self.hooked(hooks):
             return self.gated(entry.layer, x, k, v, masks)
+
+    def narrowed(
+        self, batch: Any, removals: list[Any], selected: Tensor, most: int
+    ) -> tuple[Any, list[Any], Tensor, int]:
+        """Single tokens, where few are selected."""
+        copies = int(selected.any(-1).sum()) * selected.shape[-1]
+        if int(selected.sum()) > MOST * copies:
+            return batch, removals, selected, most
+        return *narrowed(batch, removals, selected), most * selected.shape[-1]
 
     def gated(self, start: int, y: Tensor, k: Sequence[Any], v: Sequence[Any], masks: Sequence[LayerUnits]) -> Tensor:
         """The last gated stream when it is y where layer `start` begins; k and v are the clean stream's, by layer."""

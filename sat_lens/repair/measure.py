@@ -182,6 +182,7 @@ class Question:
             selected = self.select.chosen(batch.de, ade) & batch.keep
         else:
             selected = table[:, rows, : batch.keep.shape[1]].to(batch.keep.device) & batch.keep
+        batch, removals, selected, most = self.runner.narrowed(batch, removals, selected, most)
         for chunk in chunks(self.plan, selected, most):
             for dose, strength in enumerate(self.doses):
                 self._chunk(batch, chunk, removals, selected, dose, strength, tally, downstream)
@@ -219,7 +220,8 @@ class Question:
             self._assert_closed(error, fields, mine, tally)
             for name, value in fields.items():
                 mean[name] = mean.get(name, 0) + value / len(removals)
-        tally.add(dose, components, batch.rows.to(rows.device)[rows], mean, mine, batch.targets[rows], s0)
+        positions = None if batch.positions is None else batch.positions[rows]
+        tally.add(dose, components, batch.rows.to(rows.device)[rows], mean, mine, batch.targets[rows], s0, positions)
 
     def _assert_closed(self, error: Tensor, fields: dict[str, Tensor], mine: Tensor, tally: Tally) -> None:
         worst = (error.abs() * mine).max().item()

@@ -117,6 +117,15 @@ class Runner(ABC):
             hooks: on the modules that run; each is given a value and returns another one, or None.
         """
 
+    def narrowed(
+        self, batch: Any, removals: list[Any], selected: Tensor, most: int
+    ) -> tuple[Any, list[Any], Tensor, int]:
+        """A batch, what is taken out of it, the selected tokens and copies a chunk, with what need not be run left out.
+
+        All of it, for most models: what an ablation changes at a position changes the later ones, too.
+        """
+        return batch, removals, selected, most
+
     def recording(self, kept: Clean, sites: Iterable[Site], points: Iterable[Point], outputs: bool) -> Hooks:
         """Hooks that fill `kept`."""
 

@@ -38,18 +38,25 @@ class Tally:
         selected: Bool[Tensor, "copy pos"],
         targets: Int[Tensor, "copy pos"],
         s0: Float[Tensor, "copy pos"],
+        positions: Int[Tensor, "copy pos"] | None = None,
     ) -> None:
-        """A chunk; no two copies of all chunks have the same dose, component and row."""
+        """A chunk; no token comes twice with the same dose and component.
+
+        Args:
+            positions: in the texts; None: 0, 1, ...
+        """
         stacked = torch.stack([fields[name] for name in FIELDS], -1)
         component, row = component.cpu(), row.cpu()
-        self.sums[dose, component, row] = (stacked * selected[..., None]).sum(1).cpu()
-        self.counts[component, row] = selected.sum(1).double().cpu()
+        totals = (stacked * selected[..., None]).sum(1).cpu()
+        self.sums[dose].index_put_((component, row), totals, accumulate=True)
+        if dose == 0:
+            self.counts.index_put_((component, row), selected.sum(1).double().cpu(), accumulate=True)
         repair = (fields["dlogit"] - fields["ade"] + fields["de"]).square() * selected
         self.squares[dose].index_add_(0, component, repair.sum(1).cpu())
         if self.per_token:
             copy, pos = selected.nonzero(as_tuple=True)
-            where = copy.cpu()
-            place = (torch.full_like(where, dose), component[where], row[where], pos.cpu(), targets[copy, pos].cpu())
+            where, at = copy.cpu(), pos if positions is None else positions[copy, pos]
+            place = (torch.full_like(where, dose), component[where], row[where], at.cpu(), targets[copy, pos].cpu())
             self._places.append(torch.stack(place, -1).int())
             self._values.append(torch.cat([stacked[copy, pos], s0[copy, pos, None]], -1).float().cpu())
 

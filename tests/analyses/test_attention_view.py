@@ -15,11 +15,11 @@ from analyses.localization.attention_view import (
     DRAW,
     attention_data,
     attention_page,
-    circuitsvis_bundle,
     strongest_heads,
 )
 from analyses.localization.circuit import Circuit
 from analyses.localization.graph import Graph
+from analyses.page import circuitsvis_bundle
 from analyses.result import Result
 from sat_lens.tasks.encoding import task_from_ids
 

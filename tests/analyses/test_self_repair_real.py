@@ -1,4 +1,4 @@
-"""Self-repair of real models: a llama2.c checkpoint whole, and gpt2 against published arrays where it is cached."""
+"""Self-repair of real models: a llama2.c checkpoint whole, and those of the hub against published arrays."""
 
 import numpy as np
 import pandas as pd
@@ -30,21 +30,26 @@ def test_grouped_heads_with_rms_norm_and_gated_mlps_go_through_whole(real_data, 
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_gpt2_agrees_with_the_published_arrays(real_data):
+@pytest.mark.parametrize(
+    ("published", "name", "repo"),
+    [("gpt2-small", "gpt2", "gpt2"), ("pythia-160m", "pythia-160m", "EleutherAI/pythia-160m")],
+)
+def test_a_model_of_the_hub_agrees_with_the_published_arrays(real_data, published, name, repo):
     """Only where the weights are cached; 6,000 tokens instead of 100,000, and stories instead of the Pile."""
     from huggingface_hub import try_to_load_from_cache
 
-    if not isinstance(try_to_load_from_cache("gpt2", "model.safetensors"), str):
-        pytest.skip("gpt2 is not cached: run once with a network to fetch it")
+    files = ("model.safetensors", "pytorch_model.bin")
+    if not any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
+        pytest.skip(f"{name} is not cached: run once with a network to fetch it")
     from sat_lens.checkpoint import load_any
 
-    model = load_any("gpt2").eval()
+    model = load_any(name).eval()
     model.cfg.n_ctx = min(model.cfg.n_ctx, 128)
     with torch.no_grad():
         texts = stories_of_tokens(None, model, 6000)
         table = story_self_repair(model, texts).table
     known = pd.read_csv(real_data / "self_repair_reference_arrays.csv")
-    known = known[(known.model == "gpt2-small") & (known["filter"] == "top0.02")].sort_values(["layer", "head"])
+    known = known[(known.model == published) & (known["filter"] == "top0.02")].sort_values(["layer", "head"])
     ours = table.sort_values(["layer", "head"])
     for mine, theirs in (("de", "direct_effects"), ("ade", "ablated_direct_effects"), ("dlogit", "logit_diff")):
         assert np.corrcoef(ours[mine], known[theirs])[0, 1] >= AGREES, mine

@@ -2,9 +2,12 @@
 
 What `sat_lens.repair` must equal, and is timed beside. Nothing is shared with the library. Direct effects come from
 each component's output, stacked, centred, scaled and multiplied by the centred column of the unembedding; the norm's
-share is what is left over. Two procedures:
+share is what is left over. Three procedures:
 
 - `one_forward_a_head`: a clean and a corrupted pass in all, and for each head one ablated pass with logits;
+- `plain_forwards`: for each head one ablated pass with logits by `run_with_hooks` and the change of the target's logit,
+  nothing else: no direct effects after the ablation and no shares, so that it is no reference, but what a head costs at
+  least by whole passes;
 - `as_the_source`: for each head twice a corrupted and an ablated pass (once for activations, once for logits) with
   each head's result kept apart, 1 + 4 L H whole passes a batch, as the code of arXiv 2402.15390 is described to run.
 """
@@ -35,6 +38,20 @@ def one_forward_a_head(
             change = target_logit(patched, tokens) - target_logit(logits, tokens)
             found[layer, head] = breakdown(before, after, change, layer, head)
         return found
+
+
+def plain_forwards(model: Any, tokens: Tensor, source: Tensor, heads: Iterable[tuple[int, int]]) -> dict[Any, Effects]:
+    """`dlogit` alone."""
+    with torch.no_grad():
+        logits = target_logit(model(tokens), tokens)
+        _, corrupted = model.run_with_cache(source, names_filter=lambda name: name.endswith("hook_z"))
+        return {
+            where: {
+                "dlogit": target_logit(model.run_with_hooks(tokens, fwd_hooks=[_swap(*where, corrupted)]), tokens)
+                - logits
+            }
+            for where in heads
+        }
 
 
 def as_the_source(model: Any, tokens: Tensor, source: Tensor, heads: Iterable[tuple[int, int]]) -> dict[Any, Effects]:

@@ -8,7 +8,7 @@ import torch
 
 from sat_lens.repair import All, Dose, Mean, Resample, Zero, attn_layers, heads, joint, mlp_layers, neurons, self_repair
 from sat_lens.repair.runner import FullRunner
-from tests.benchmarks.brute_self_repair import as_the_source, one_forward_a_head
+from tests.benchmarks.brute_self_repair import as_the_source, one_forward_a_head, plain_forwards
 from tests.cases.architectures import HOSTS
 
 EFFECTS = ("de", "ade", "dlogit", "self_repair", "sr_heads", "sr_mlps", "sr_ln")
@@ -52,6 +52,8 @@ def test_the_source_s_procedure_gives_the_same_as_one_forward_a_head(tiny_model)
     one, other = (way(model, tokens, tokens.roll(1, 0), [(0, 1)])[0, 1] for way in (one_forward_a_head, as_the_source))
     for name in EFFECTS:
         torch.testing.assert_close(one[name], other[name])
+    plain = plain_forwards(model, tokens, tokens.roll(1, 0), [(0, 1)])[0, 1]
+    torch.testing.assert_close(plain["dlogit"], one["dlogit"])
 
 
 @pytest.mark.parametrize("host", ["the_papers", "rms_rotary_gated", "parallel", "attention_only", "no_norm"])

@@ -3,7 +3,22 @@
 import pytest
 import torch
 
-from sat_lens.repair import All, Dose, Mean, Optimal, Resample, TopDE, Zero, heads, joint, mlp_layers, neurons
+from sat_lens.repair import (
+    AbsDE,
+    All,
+    Dose,
+    Mean,
+    Optimal,
+    Resample,
+    TopDE,
+    Zero,
+    gated,
+    gated_alone,
+    heads,
+    joint,
+    mlp_layers,
+    neurons,
+)
 from sat_lens.repair.donors import donor_table
 from sat_lens.repair.effects import FIELDS
 from sat_lens.repair.gated_masks import mask_rule
@@ -122,6 +137,33 @@ def test_change_of_the_logit_and_share_of_the_masks_are_those_of_hooks(tiny_mode
         assert not found["sr_gate"].any()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rotary, grouped, RMS",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "over all layers", "parallel")),
+        "attention only",
+    ],
+)
+def test_selected_tokens_run_alone_give_what_whole_texts_give(tiny_model, name, monkeypatch):
+    model, select = tiny_model(**MODELS[name]), AbsDE(0.25)
+    knobs = {"select": select, "downstream": "components", "ablation": Dose(Resample(n=2), (0.5, 1.0))}
+    components = heads(model)[::2]
+    if not model.cfg.attn_only:
+        components += [mlp_layers(model)[0], *neurons(model, 1, [4])]
+    seen, run = [], gated_alone.last_of_tokens
+    monkeypatch.setattr(gated, "last_of_tokens", lambda *args: seen.append(args[2].shape) or run(*args))
+    found = {}
+    for most in (0.0, 1.0):
+        monkeypatch.setattr(gated, "MOST", most)
+        found[most] = measured(model, components, "gated", **knobs)
+        assert bool(seen) == bool(most)
+    one, other = found.values()
+    assert 0 < one.counts.sum() < 0.7 * len(components) * LENGTHS.sum() and {shape[1] for shape in seen} == {1}
+    for field in ("sums", "counts", "squares", "matrix", "places", "values"):
+        torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=1e-6, atol=1e-9)
+
+
 def test_direct_effects_are_those_of_the_gated_stream_by_hand(tiny_model):
     """DE: the masked z times W_O in the direction of the target, over the gated scale; ADE: of the donor's z."""
     model, tokens = tiny_model(), texts()
@@ -206,8 +248,8 @@ def test_a_head_that_its_mask_silences_has_no_direct_effect(tiny_model):
 def test_batches_and_chunks_change_nothing(tiny_model, ablation, stream):
     model = tiny_model(ablation={"mask": "global"})
     knobs = {"ablation": ablation, "select": TopDE(0.3), "downstream": "components"}
-    one = measured(model, heads(model), stream, batch_size=5, **knobs)
-    other = measured(model, heads(model), stream, batch_size=1, head_chunk=1, **knobs)
+    one = measured(model, heads(model)[::3], stream, batch_size=5, **knobs)
+    other = measured(model, heads(model)[::3], stream, batch_size=2, head_chunk=1, **knobs)
     assert torch.allclose(one.sums, other.sums, atol=1e-10) and torch.equal(one.counts, other.counts)
     assert torch.allclose(one.matrix, other.matrix, atol=1e-10) and one.matrix.abs().max() > 1e-4
 
