@@ -24,6 +24,8 @@ demo: $(STAMP)
 	$(BIN)/python -m analyses.localization $(CKPTS) --method eap-ig --n 32 --out results
 	$(BIN)/python -m analyses.leakage $(filter-out none-%,$(CKPTS)) --quick --out results
 	$(BIN)/python -m analyses.specialization $(CKPTS) --quick --out results
+	$(BIN)/python -m analyses.probing $(CKPTS) --target role --n 60 --out results
+	$(BIN)/python -m analyses.self_repair $(CKPTS) --tokens 3000 --out results
 	$(BIN)/python -m analyses.report $(CKPTS) --out results
 
 test: $(STAMP)
