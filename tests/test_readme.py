@@ -27,13 +27,15 @@ SHORTER |= {
     "analyses.self_repair": "--tokens 300",
     "analyses.specialization": "--n 12 --quiet",
     "analyses.report": "--n 8",
+    "analyses.untangling train": "--steps 40 --eval-every 20 --quiet",
     "sat_lens.evaluate": "--max-tokens 2000 --n 8",
 }
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    module = command.split()[2]
-    arguments = shlex.split(f"{command} {SHORTER.get(module, '')}")[1:]
+    _, _, module, *rest = command.split()
+    shorter = SHORTER.get(module) or SHORTER.get(" ".join([module, *rest[:1]]), "")
+    arguments = shlex.split(f"{command} {shorter}")[1:]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600

@@ -1,0 +1,508 @@
+"""Untangling: models in which it is known what each latent is for, and every shortcut against the long way."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from analyses.localization import unit_effects
+from analyses.untangling.bench import Bench, bench
+from analyses.untangling.controls import dealt_labels, magnitude_matched, random_set
+from analyses.untangling.examples import folds, matched_examples, source_examples
+from analyses.untangling.importance import importance, summed
+from analyses.untangling.knowledge import probed, softmax_probe
+from analyses.untangling.masks import mask_usage
+from analyses.untangling.methods import methods
+from analyses.untangling.pareto import front, front_area
+from analyses.untangling.parts import Directions, all_units, latents, mean_difference, neurons, principal_components
+from analyses.untangling.reproduction import reproduction_result
+from analyses.untangling.selection import greedy, tolerated
+from analyses.untangling.sweep import tolerance_sweep
+from sat_lens.toy.arithmetic import task_data
+from sat_lens.toy.config import ToyConfig
+from sat_lens.toy.model import answer_logits, counted, exact_match, states
+from sat_lens.toy.runs import ToyRun, fresh
+from sat_lens.toy.side_sae import SideSAE
+from sat_lens.toy.task import operator_task
+
+OPERANDS = 5
+
+
+class Table(HookedRootModule):
+    """Gives each (example, position) the state that a table holds."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+        self.hook_state = HookPoint()
+        self.setup()
+
+    def forward(self, index):
+        return self.hook_state(self.rows[index])
+
+
+class Planted:
+    """A toy model whose states are written down: one row of a table an example; logits are linear in them."""
+
+    site = "hook_state"
+
+    def __init__(self, data, rows, unembedding):
+        self.data, self.net, self._unembedding = data, Table(rows), unembedding
+
+    def run(self, source, answer, names=()):
+        problems = self.data.problems
+        index = torch.tensor([int((problems.source == row).all(1).nonzero()[0]) for row in source])
+        state = self.net(index)
+        return self.readout(state), dict.fromkeys(names, state)
+
+    def readout(self, state):
+        return state @ self._unembedding
+
+    @property
+    def unembedding(self):
+        return self._unembedding
+
+    def answering(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def data():
+    return task_data(OPERANDS, train_share=0.3, val_share=0.35, seed=2)
+
+
+@pytest.fixture(scope="module")
+def planted(data):
+    """Dimension v + V k says "token v, task k"; one more, both tasks' share of E, is written by both alike."""
+    size = len(data.tokenizer)
+    problems, end = data.problems, data.tokenizer.ids["E"]
+    rows = torch.zeros(*problems.answer.shape, 2 * size + 1, dtype=torch.float64).scatter_(
+        2, (problems.answer + size * problems.task[:, None])[..., None], 1.0
+    )
+    is_end = problems.answer == end
+    rows[is_end] = 0.0
+    rows[..., -1][is_end] = 1.0
+    one = torch.zeros(1, size, dtype=torch.float64)
+    one[0, end] = 1.0
+    unembedding = 20 * torch.cat([torch.eye(size, dtype=torch.float64)] * 2 + [one])
+    return Planted(data, rows, unembedding)
+
+
+def identity(width, site="hook_state"):
+    """Latents that are the dimensions."""
+    eye = torch.eye(width, dtype=torch.float64)
+    return Directions("latents", site, eye, torch.zeros(width, dtype=torch.float64), eye, rectified=True)
+
+
+def test_a_latent_that_carries_one_task_alone_is_found_and_removed_exactly(planted, data):
+    size = len(data.tokenizer)
+    judged = bench(planted, identity(2 * size + 1), data.problems)
+    sums, concats = judged.of_task("sum"), judged.of_task("concat")
+    values = importance(judged)
+    chosen = tolerated(values[:, concats].mean(1), values[:, sums].mean(1), 0.0)
+    used = set((data.problems.answer[concats] + size).unique().tolist())
+    used -= {size, size + data.tokenizer.ids["E"]}  # padding is not counted; E is the shared dimension's
+    assert set(chosen) == used
+    right = judged.right(chosen)
+    assert not right[concats].any() and right[sums].all() and judged.right()[concats].all()
+    assert judged.losses(chosen)[sums].equal(judged.losses()[sums])  # not moved at all
+    shared = 2 * size
+    assert values[shared, sums].min() > 1  # one of two tokens of sums, of two or three of concatenations
+    assert shared in tolerated(values[:, sums].mean(1), values[:, concats].mean(1), 10.0)
+    assert shared not in tolerated(values[:, concats].mean(1), values[:, sums].mean(1), 10.0)  # matters more to sums
+
+
+def test_importance_by_hand_and_its_sum(planted, data):
+    """Without its dimension a sum's first token has 0 logits everywhere: the loss is log V instead of about 0."""
+    size = len(data.tokenizer)
+    judged = bench(planted, identity(2 * size + 1), data.ask(["1+2", "1C2"]))
+    values = importance(judged)
+    token = data.tokenizer.ids["3"]
+    expected = (np.log(size) - np.log(1 + (size - 1) * np.exp(-20.0))) / 2  # of two tokens, 3 and E
+    assert values[token].tolist() == pytest.approx([expected, 0.0])
+    assert summed(values)[token].item() == pytest.approx(expected)
+    assert torch.allclose(values, importance(judged, method="hooks"), atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Small runs with real weights: nothing is known about them but how they compute."""
+    found = {}
+    for arch in ("decoder", "seq2seq"):
+        config = ToyConfig(arch=arch, operands=OPERANDS, d_model=16, n_heads=2, d_mlp=24, n_latents=20, n_layers=1,
+                           train_share=0.6, val_share=0.2)  # fmt: skip
+        found[arch] = fresh(config)
+        with torch.no_grad():
+            for p in found[arch].toy.net.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.2)
+    return found
+
+
+@pytest.mark.parametrize("arch", ["decoder", "seq2seq"])
+@pytest.mark.parametrize("fill", ["zero", "mean", "resample"])
+def test_analytic_importance_is_that_of_hooks(arch, fill, trained):
+    run = trained[arch]
+    problems = run.data.problems.subset(torch.arange(0, 50, 5))
+    for given, padding in (([], False), ([3, 7], True)):
+        judged = bench(run.toy, latents(run.sae, run.toy.site), problems, fill=fill, padding=padding)
+        exact, hooked = (importance(judged, given=given, method=m) for m in ("analytic", "hooks"))
+        assert (exact - hooked).abs().max() < 1e-5 and exact.abs().max() > 1e-3
+        assert given == [] or exact[given].abs().max() == 0
+
+
+def test_what_something_nonlinear_follows_has_no_analytic_importance(trained):
+    run = trained["decoder"]
+    judged = bench(run.toy, neurons(run.toy, 24), run.data.problems.subset(torch.arange(6)))
+    with pytest.raises(ValueError, match="ask with method 'hooks'"):
+        importance(judged, method="analytic")
+    values = importance(judged)
+    hook = lambda x, hook: x.index_fill(-1, torch.tensor([5]), 0.0)  # noqa: E731
+    logits = answer_logits(run.toy, judged.problems, [("blocks.0.mlp.hook_post", hook)])
+    naive = dataclasses.replace(judged, logits=logits).losses() - judged.losses()
+    assert torch.allclose(values[5], naive, atol=1e-6)
+
+
+def test_a_joint_edit_knows_no_order_and_a_sequential_one_does():
+    """By hand: latent 0 reads x0 and writes to x1, latent 1 the other way round."""
+    parts = Directions("latents", "s", torch.eye(2), torch.zeros(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), True)
+    x = torch.tensor([1.0, 1.0])
+    assert parts.edited(x, [0, 1]).tolist() == parts.edited(x, [1, 0]).tolist() == [0.0, 0.0]
+    assert parts.edited(x, [0, 1], order="sequential").tolist() == [1.0, 0.0]
+    assert parts.edited(x, [1, 0], order="sequential").tolist() == [0.0, 1.0]
+    filled = parts.edited(x, [0], fill=torch.tensor([3.0, 9.0]))
+    assert filled.tolist() == [1.0, 3.0]  # the activation rises from 1 to 3, along (0, 1)
+    with pytest.raises(ValueError, match="order must be one of joint, sequential; got 'both'"):
+        parts.edited(x, [0], order="both")
+
+
+def test_overlapping_latents_are_taken_out_less_one_by_one():
+    """Two latents that both read x and both write it: jointly x - 2x, one after the other x - x - 0."""
+    parts = Directions("latents", "s", torch.ones(1, 2), torch.zeros(2), torch.ones(2, 1), True)
+    x = torch.tensor([5.0])
+    assert parts.edited(x, [0, 1]).item() == -5.0 and parts.edited(x, [0, 1], order="sequential").item() == 0.0
+
+
+@pytest.mark.parametrize("order", ["joint", "sequential"])
+def test_hooks_do_what_the_edit_of_states_does(order, trained):
+    for run in trained.values():
+        judged = bench(run.toy, latents(run.sae, run.toy.site), run.data.problems.subset(torch.arange(8)))
+        chosen = [4, 1, 9]
+        hooked = answer_logits(run.toy, judged.problems, judged.parts.hooks(run.toy, chosen, order=order))
+        assert torch.allclose(hooked, judged.edited_logits(chosen, order), atol=1e-5)
+        assert not torch.allclose(hooked, judged.logits, atol=1e-3)
+
+
+def test_the_rule_by_hand():
+    target, preserved = torch.tensor([3.0, 2.0, 1.0, -1.0, 2.0, 0.5]), torch.tensor([0.0, 0.05, 0.2, 0.0, 4.0, 0.05])
+    assert tolerated(target, preserved, 0.0) == [0]
+    assert tolerated(target, preserved, 0.1) == [0, 1, 5]
+    assert tolerated(target, preserved, 100.0) == [0, 1, 2, 5]  # 4 matters more to what is kept
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a tolerance must be a finite number of at least 0"):
+            tolerated(target, preserved, bad)
+
+
+def test_greedy_sees_what_parts_do_together_and_the_rule_does_not(data):
+    """Logit of a sum's token: 20 (a or b) with the other tokens at 0; without both it is nothing."""
+    problems = data.problems.subset(((data.problems.left < 2) & (data.problems.right < 2)).nonzero().flatten())
+    size, token = len(data.tokenizer), torch.arange(len(data.tokenizer))
+    state = torch.ones(len(problems), problems.answer.shape[1], 2, dtype=torch.float64)
+
+    class Either(Planted):
+        """Right where a + b > 1/2; and of concatenations the loss grows with each that is missing."""
+
+        def readout(self, x):
+            answer = torch.nn.functional.one_hot(problems.answer, size).double()
+            total = x.sum(-1, keepdim=True)
+            sums = 20.0 * (total > 0.5) * answer
+            concats = 3.0 * total * answer
+            return torch.where((problems.task == 0)[:, None, None], sums, concats)
+
+    toy = Either(data, state, torch.zeros(2, size, dtype=torch.float64))
+    eye = torch.eye(2, dtype=torch.float64)
+    parts = Directions("latents", "elsewhere", eye, torch.zeros(2, dtype=torch.float64), eye)
+    toy.net = types.SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
+
+    @dataclasses.dataclass(frozen=True)
+    class ByReadout(Bench):
+        def edited_logits(self, chosen, order="joint"):
+            return self.toy.readout(self.parts.edited(self.state, chosen))
+
+    judged = ByReadout(toy, parts, problems, toy.readout(state), state)
+
+    def measured(bench_, given=None, method=None):
+        base = bench_.losses(given or [])
+        return torch.stack([bench_.losses([*(given or []), j]) - base for j in range(2)])
+
+    sums, concats = judged.of_task("sum"), judged.of_task("concat")
+    values = measured(judged)
+    assert values[:, sums].abs().max() == 0 and values[:, concats].min() > 0.1 and len(token) == size
+    by_rule = tolerated(values[:, concats].mean(1), values[:, sums].mean(1), 0.0)
+    assert sorted(by_rule) == [0, 1] and judged.losses(by_rule)[sums].mean() > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analyses.untangling.selection.importance", measured)
+        one = greedy(judged, concats, sums, 0.01)
+        both = greedy(judged, concats, sums, 100.0)
+    assert len(one) == 1 and judged.losses(one)[sums].mean() < 1e-6
+    assert sorted(both) == [0, 1]
+
+
+def test_greedy_takes_the_largest_first_and_only_what_helps(planted, data):
+    size = len(data.tokenizer)
+    judged = bench(planted, identity(2 * size + 1), data.problems)
+    sums, concats = judged.of_task("sum"), judged.of_task("concat")
+    chosen = greedy(judged, concats, sums, 0.0)
+    values = importance(judged)
+    assert chosen[0] == int(values[:, concats].mean(1).masked_fill(values[:, sums].mean(1) > 0, 0).argmax())
+    assert not judged.right(chosen)[concats].any() and judged.right(chosen)[sums].all()
+    assert greedy(judged, concats, sums, 0.0, most=1) == chosen[:1]
+
+
+def test_sets_that_were_not_chosen():
+    magnitude = torch.tensor([8.0, 7.0, 1.0, 1.2, 0.0, 100.0])
+    assert magnitude_matched(magnitude, [0, 2]) == [1, 3]
+    assert magnitude_matched(magnitude, [0, 1, 2, 3]) == [5]  # one is left that is ever active
+    generator = torch.Generator().manual_seed(0)
+    assert sorted(random_set(magnitude > 0, 9, generator)) == [0, 1, 2, 3, 5]
+    labels = torch.tensor([True] * 3 + [False] * 20)
+    assert dealt_labels(labels, generator).sum() == 3
+
+
+def test_folds_keep_a_pair_together_and_share_nothing(data):
+    fold = folds(data.problems, 3, seed=1)
+    for pair in data.problems.pair.unique():
+        assert len(fold[data.problems.pair == pair].unique()) == 1
+    assert sorted(fold.unique().tolist()) == [0, 1, 2]
+    with pytest.raises(ValueError, match="folds must be 2 to 15, the pairs of operands; got 1"):
+        folds(data.problems, 1)
+
+
+def test_matched_examples_are_right_in_both_tasks(planted, data):
+    broken = Planted(data, planted.net.rows.clone(), planted.unembedding)
+    wrong = data.ask(["1+2", "3C3"])
+    for row in wrong.source:
+        broken.net.rows[(data.problems.source == row).all(1)] = 0.0
+    found = matched_examples(broken, data, "all", 100)
+    assert len(found) == 2 * 23 and {"1+2", "1C2", "3+3", "3C3"}.isdisjoint(found.texts())
+    assert len(matched_examples(broken, data, "all", 10)) == 20
+    assert exact_match(answer_logits(broken, found), found.answer).all()
+    dead = Planted(data, planted.net.rows * 0, planted.unembedding)
+    with pytest.raises(ValueError, match="val has 0 pairs of operands of which both tasks are answered rightly"):
+        matched_examples(dead, data, "val", 10)
+
+
+def test_the_source_s_examples_leave_out_twins_that_were_trained_on(planted):
+    by_example = task_data(OPERANDS, split="example", train_share=0.4, val_share=0.4, seed=2)
+    toy = Planted(by_example, planted.net.rows, planted.unembedding)
+    found = source_examples(toy, by_example, 50)
+    trained_on = set(by_example.part("train").texts())
+    assert not trained_on & set(found.texts())
+    assert set(found.of("sum").texts()) == set(by_example.part("val").of("sum").texts())
+    assert 0 < len(found.of("concat")) < len(found.of("sum"))
+
+
+def test_fronts_and_areas_by_hand():
+    x, y = front([0.5, 0.4, 1.0, 0.5], [0.9, 0.7, 0.5, 0.2])
+    assert x.tolist() == [0.0, 0.5, 1.0] and y.tolist() == [1.0, 0.9, 0.5]
+    assert front_area([0.5, 0.4, 1.0, 0.5], [0.9, 0.7, 0.5, 0.2]) == pytest.approx(0.5 * 0.9 + 0.5 * 0.5)
+    assert front_area([1.0], [1.0]) == 1.0 and front_area([], []) == 0.0 and front_area([0.0], [0.8]) == 0.0
+    steps = np.linspace(0, 1, 1001)
+    assert front_area(steps, 1 - steps) == pytest.approx(0.5, abs=1e-3)  # both tasks lost alike
+
+
+def test_principal_components_and_the_difference_of_means(planted, data):
+    x = planted.net.rows.flatten(0, 1)
+    parts = principal_components(x, "hook_state")
+    everything = parts.edited(x, range(len(parts)))
+    assert torch.allclose(everything, x.mean(0).expand_as(x), atol=1e-9)
+    spread = parts.activations(x).var(0)
+    assert (spread.diff() <= 1e-9).all()
+    target, preserved = x[:40], x[40:] + 0.3
+    one = mean_difference(target, preserved, "hook_state")
+    middle = [one.activations(group).mean().item() for group in (target, preserved)]
+    assert middle[0] == pytest.approx(-middle[1]) and middle[0] > 0
+    gone = [one.edited(group, [0]).mean(0) for group in (target, preserved)]
+    assert torch.allclose(gone[0] - gone[1], torch.zeros_like(gone[0]), atol=1e-9)
+
+
+def test_a_probe_is_sklearn_s():
+    draw = np.random.default_rng(0)
+    x, labels = draw.normal(size=(120, 4)) * [1, 3, 0.5, 2] + 1, draw.integers(0, 3, 120)
+    x[:, 0] += labels
+    z = (x - x.mean(0)) / x.std(0, ddof=1)
+    theirs = LogisticRegression(C=1 / (120 * 1e-2), tol=1e-10, max_iter=1000).fit(z, labels).predict_proba(z)
+    weights = softmax_probe(torch.tensor(x), torch.tensor(labels), 3, ridge=1e-2, steps=300)
+    ours = (torch.tensor(x) @ weights[:-1] + weights[-1]).softmax(-1).numpy()
+    assert np.abs(ours - theirs).max() < 1e-3
+
+
+def test_a_probe_tells_what_is_gone_from_what_is_not_read_any_more(planted, data):
+    """The task's dimensions are taken out; where a copy is kept that logits do not read, a probe still finds it."""
+    size, concat = len(data.tokenizer), data.problems.of("concat")
+    chosen = list(range(size, 2 * size))
+    gone = probed(planted, identity(2 * size + 1), chosen, concat, concat, size)
+    rows = torch.cat([planted.net.rows, planted.net.rows[..., size : 2 * size]], -1)
+    unembedding = torch.cat([planted.unembedding, torch.zeros(size, size, dtype=torch.float64)])
+    hidden = Planted(data, rows, unembedding)
+    still = probed(hidden, identity(3 * size + 1), chosen, concat, concat, size)
+    most_frequent = concat.answer[:, 0].bincount().max().item() / len(concat)
+    assert gone == pytest.approx(most_frequent) and still == 1.0
+    judged = bench(hidden, identity(3 * size + 1), concat)
+    assert not judged.right(chosen).any()
+
+
+@pytest.fixture(scope="module")
+def masked():
+    config = ToyConfig(operands=OPERANDS, d_model=16, n_heads=2, d_mlp=24, n_layers=2, mask="local", k_attn=3, k_mlp=5,
+                       sae="none", train_share=0.6, val_share=0.2)  # fmt: skip
+    return fresh(config)
+
+
+def test_the_use_of_masks_is_counted_and_k_units_speak_at_every_token(masked):
+    ablated, problems = masked.stream("ablated"), masked.data.problems.subset(torch.arange(12))
+    usage = mask_usage(ablated, problems)
+    assert usage.shape == (2 * (16 + 24), 12) and torch.allclose(usage.sum(0), torch.tensor(2.0 * (3 + 5)))
+    _, held = states(ablated, problems, ["blocks.1.mlp.hook_mask"])
+    counts = counted(problems.answer)
+    naive = torch.stack([held["blocks.1.mlp.hook_mask"][i][counts[i]].mean(0) for i in range(12)], 1)
+    assert torch.allclose(usage[-24:], naive, atol=1e-6)
+
+
+def test_closed_units_are_masks_with_fewer_ones(masked):
+    ablated, problems = masked.stream("ablated"), masked.data.problems.subset(torch.arange(12))
+    units = all_units(ablated)
+    chosen = [2, 20, 45, 60]  # layer 0: channel 2, neuron 4; layer 1: channel 5, neuron 4
+    closed = {"blocks.0.attn": (0, 2), "blocks.1.attn": (0, 5), "blocks.0.mlp": 4, "blocks.1.mlp": 4}
+
+    def gate(at):
+        def edit(mask, hook):
+            mask = mask.clone()
+            mask[(..., *(at if isinstance(at, tuple) else (at,)))] = 0.0
+            return mask
+
+        return edit
+
+    masks = [(f"{place}.hook_mask", gate(at)) for place, at in closed.items()]
+    by_masks = answer_logits(ablated, problems, masks)
+    by_units = answer_logits(ablated, problems, units.hooks(ablated, chosen))
+    assert torch.allclose(by_masks, by_units, atol=1e-6)
+    assert (by_units - answer_logits(ablated, problems)).abs().max() > 1e-6
+
+
+def run_of(planted, data, sae=None):
+    """What a sweep asks of a run."""
+    config = ToyConfig(operands=OPERANDS, sae="joint" if sae else "none")
+    return ToyRun(config, data, planted, sae, [], 0)
+
+
+@pytest.fixture(scope="module")
+def planted_sae(data):
+    """Latents that are the dimensions of `planted`."""
+    width = 2 * len(data.tokenizer) + 1
+    sae = SideSAE(width, width).double()
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(width))
+        sae.W_dec.copy_(torch.eye(width))
+    return sae
+
+
+def test_a_planted_task_is_removed_on_pairs_that_were_held_out(planted, planted_sae, data):
+    """An answer goes if and only if one of its tokens was seen among those that the latents were chosen on."""
+    run = run_of(planted, data, planted_sae)
+    table = tolerance_sweep(run, "concat", "sum", taus=(0.0, 0.5), k=5, part="all", with_units=False, seed=0)
+    kinds = {"latents", "latents, one by one", "greedy", "random", "magnitude", "swapped", "shuffled", "PCA"}
+    assert set(table.method) == kinds | {"mean difference"}
+    problems = matched_examples(planted, data, "all", 100)
+    fold = folds(problems, 5)
+    held = table[(table.split == "held_out") & (table.tau == 0)].set_index(["method", "fold"])
+    for at in range(5):
+        for method, task, column in (("latents", 1, "target"), ("swapped", 0, "preserved")):
+            shown = problems.answer[(fold != at) & (problems.task == task)]
+            seen = set(shown.unique().tolist()) - {0, data.tokenizer.ids["E"]}
+            asked = problems.answer[(fold == at) & (problems.task == task)].tolist()
+            expected = np.mean([not seen & set(tokens) for tokens in asked])
+            assert held.loc[(method, at), f"{column}_accuracy"] == pytest.approx(expected)
+        assert held.loc[("latents", at), "preserved_accuracy"] == held.loc[("swapped", at), "target_accuracy"] == 1.0
+        assert held.loc[("random", at), "n_removed"] == held.loc[("latents", at), "n_removed"]
+    means = held.groupby("method")[["target_accuracy", "preserved_accuracy"]].mean()
+    assert means.loc["latents"].equals(means.loc["latents, one by one"])  # nothing overlaps
+    assert means.loc["latents", "target_accuracy"] < 0.2 and means.loc["random", "preserved_accuracy"] < 0.9
+    assert (table.n_target == table.n_preserved).all() and set(table.fold) == set(range(5))
+    sizes = table[table.method == "latents"].groupby(["tau", "fold"]).n_target.sum()
+    assert (sizes == 25).all()  # the two splits of each fold together are all pairs
+
+
+def test_the_reproduction_stands_beside_the_published_points(planted, planted_sae, data):
+    table = reproduction_result([run_of(planted, data, planted_sae)], n=5).table
+    published = table[table.source == "published"]
+    assert published[["tau_sum", "preserved_accuracy", "target_accuracy"]].to_numpy().tolist() == [
+        [0.0, 1.0, 0.88], [0.1, 0.97, 0.59], [0.2, 0.94, 0.3],
+    ]  # fmt: skip
+    ours = table[table.source != "published"]
+    assert len(ours) == 3 * 2 * 2 and set(ours.judged_on) == {"selection", "held_out"}
+    chosen_on = ours[ours.judged_on == "selection"]
+    assert (chosen_on.preserved_accuracy == 1.0).all() and (chosen_on.target_accuracy == 0.0).all()
+    n_sums = len(source_examples(planted, data, 5).of("sum"))
+    others = source_examples(planted, data, 5, others=True)
+    assert n_sums == 5 and not set(others.texts()) & set(source_examples(planted, data, 5).texts())
+    assert chosen_on.tau.tolist() == pytest.approx((chosen_on.tau_sum / n_sums).tolist())
+    with pytest.raises(ValueError, match="has none"):
+        reproduction_result([run_of(planted, data)])
+
+
+def test_what_was_chosen_on_one_part_is_judged_on_the_test_part(planted, data):
+    run = run_of(planted, data)
+    table = tolerance_sweep(run, "sum", "concat", taus=(0.1,), k=2, part="val", with_units=False)
+    n_test = len(data.part("test").of("sum"))
+    tested = table[table.split == "test"]
+    assert (tested.fold == -1).all() and (tested.n_target == n_test).all() and len(tested)
+    for bad, words in (
+        (("sum", "sum"), "must differ; got 'sum' for both"),
+        (("sum", "difference"), "a task is one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tolerance_sweep(run, *bad, part="all")
+    with pytest.raises(ValueError, match="a tolerance must be"):
+        tolerance_sweep(run, "sum", "concat", taus=(-1.0,))
+
+
+def test_every_method_of_a_masked_model_is_there(masked):
+    problems = masked.data.problems.subset(torch.arange(8))
+    found = {method.name: method for method in methods(masked, problems, "sum", "concat", with_units=False)}
+    assert set(found) == {"PCA", "mean difference", "masks", "masks clean"}
+    assert found["masks"].bench.toy.stream == "ablated" and found["masks clean"].bench.toy.stream == "clean"
+    shown = torch.ones(8, dtype=torch.bool)
+    sizes = [len(found["masks"].choice(shown, tau)[0]) for tau in (0.0, 0.05, 0.5)]
+    assert sizes == sorted(sizes) and len(found["masks"].bench.parts) == 80
+
+
+def test_units_of_both_stacks_are_taken_out_one_by_one(trained):
+    run = trained["seq2seq"]
+    problems = run.data.problems.subset(torch.arange(6))
+    found = {method.name: method for method in methods(run, problems, "sum", "concat", with_greedy=False)}
+    assert {"units", "neurons", "latents, one by one", "magnitude"} <= set(found)
+    judged = found["units"].bench
+    names = ["encoder.0.attn.hook_z", "encoder.0.mlp.hook_post", "decoder.0.attn.hook_z", "decoder.0.mlp.hook_post",
+             "decoder.0.cross_attn.hook_z"]  # fmt: skip
+    assert [place for place, _ in judged.parts.places] == names
+    neuron = 16 + 24 + 16 + 3  # the fourth of the decoder's
+    assert torch.allclose(judged.losses([neuron]), found["neurons"].bench.losses([3]), atol=1e-6)
+    assert (judged.losses([neuron]) - judged.losses()).abs().max() > 1e-6
+
+
+def test_other_questions_can_be_asked_of_a_toy_decoder(trained):
+    run = trained["decoder"]
+    task = operator_task(run.data, "concat", n=10)
+    assert task.n == 10 and all("C" in prompt for prompt in task.prompts)
+    other = run.data.ask([prompt.replace("C", "+") for prompt in task.prompts])
+    assert torch.equal(task.corrupt, other.source) and torch.equal(task.wrong_answers, other.answer[:, 0])
+    effects = unit_effects(run.toy.net, task, units=("head",), ablation="mean")
+    assert len(effects.table) == 2 and effects.table.effect_logit_diff.abs().max() > 0
+    characters = task_data(12, tokenizer="characters")
+    with pytest.raises(ValueError, match="prompts must have one length"):
+        operator_task(characters, "sum")
