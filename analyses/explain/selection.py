@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from analyses.explain.explanation import Explanation
 from analyses.explain.records import Records
@@ -57,14 +59,26 @@ def coverage(explanations: Sequence[Explanation], found: Records) -> Coverage:
     Args:
         found: of the stories explained from.
     """
-    live = found.n_active > 0
+    return covered(explanations, found.n_active, found.mass)
+
+
+def covered(
+    explanations: Sequence[Explanation], n_active: Shaped[Tensor, " unit"], mass: Float[Tensor, " unit"]
+) -> Coverage:
+    """The same from counts.
+
+    Args:
+        n_active: tokens at which each unit is active, of the stories explained from.
+        mass: its activation above the threshold, summed over them.
+    """
+    live = n_active > 0
     says = torch.tensor([says_something(e.rule) for e in explanations])
-    covered = live & says
-    total = float(found.mass.sum())
+    says_of_live = live & says
+    total = float(mass.sum())
     return Coverage(
         len(explanations),
         tuple((~live).nonzero()[:, 0].tolist()),
         tuple((live & ~says).nonzero()[:, 0].tolist()),
-        float(covered.double().mean()),
-        float(found.mass[covered].sum()) / total if total else float("nan"),
+        float(says_of_live.double().mean()),
+        float(mass[says_of_live].sum()) / total if total else float("nan"),
     )

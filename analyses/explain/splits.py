@@ -30,17 +30,34 @@ def story_splits(stories: Stories, shares: Sequence[float | int] = (0.5, 0.25, 0
     """
     if len(shares) != 3 or min(shares) <= 0:
         raise ValueError(f"shares must be three positive numbers; got {list(shares)}")
+    return Splits(*dealt(stories, shares, seed))
+
+
+def dealt(stories: Stories, shares: Sequence[float | int], seed: int = 0) -> tuple[Int[Tensor, "_"], ...]:
+    """Rows of the stories dealt at random to as many parts as there are shares, ascending in each.
+
+    No story is in two parts, nor a copy of it; each part has at least one.
+
+    Raises:
+        ValueError: shares that are not positive, or fewer different stories than parts.
+    """
+    if not shares or min(shares) <= 0:
+        raise ValueError(f"shares must be positive numbers; got {list(shares)}")
     group = torch.unique(stories.tokens, dim=0, return_inverse=True)[1]
-    n = int(group.max()) + 1 if len(group) else 0
-    if n < 3:
-        raise ValueError(f"three splits need at least 3 different stories; got {n}")
+    n, parts = int(group.max()) + 1 if len(group) else 0, len(shares)
+    if n < parts:
+        words = {3: "three", 4: "four"}.get(parts, str(parts))
+        raise ValueError(f"{words} splits need at least {parts} different stories; got {n}")
     place = torch.empty(n, dtype=torch.long)
     place[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] = torch.arange(n)
-    first = min(max(1, round(n * shares[0] / sum(shares))), n - 2)
-    second = min(max(first + 1, round(n * (shares[0] + shares[1]) / sum(shares))), n - 1)
+    ends = [0]
+    for i in range(1, parts):
+        wanted = round(n * sum(shares[:i]) / sum(shares))
+        ends.append(min(max(ends[-1] + 1, wanted), n - parts + i))
     where = place[group]
-    parts = (where < first, (where >= first) & (where < second), where >= second)
-    return Splits(*(part.nonzero()[:, 0] for part in parts))
+    return tuple(
+        ((where >= first) & (where < last)).nonzero()[:, 0] for first, last in zip(ends, [*ends[1:], n], strict=True)
+    )
 
 
 def restricted(source: Source, rows: Int[Tensor, " story"]) -> Source:

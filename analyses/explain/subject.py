@@ -1,5 +1,7 @@
 """The model as Neuron2Graph asks it: what is a unit's activation after these tokens, and what would come next?"""
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,32 +27,34 @@ class Subject(Protocol):
         ...
 
 
-class UnitSubject:
-    """Units of a model, in the order of `units.table`. Equal rows are run once, for all units that ask.
+class ModelSubject(ABC):
+    """A subject that is a model. Equal rows are run once, for all units that ask.
 
     Args:
         batch: rows a forward pass.
     """
 
-    def __init__(self, model: Any, units: Units, batch: int = 256) -> None:
-        self.model, self.units, self.batch = model, units, batch
+    def __init__(self, model: Any, batch: int = 256) -> None:
+        self.model, self.batch = model, batch
         self._start = torch.tensor(start_ids(model.tokenizer) if model.tokenizer else [], dtype=torch.long)
+
+    @abstractmethod
+    def last(self, tokens: Int[Tensor, "row pos"]) -> Iterator[tuple[Tensor, Float[Tensor, "_ unit"]]]:
+        """Row numbers, ascending, and all units at the last token of these rows; some rows at a time."""
 
     def activations(self, tokens: Int[Tensor, "row pos"], units: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """Of each row's own unit, at its last token. Cost: a forward pass over the rows that differ."""
         rows, which = torch.unique(tokens, dim=0, return_inverse=True)
         order = which.argsort(stable=True)
-        begun = self._begun(rows)
-        texts = Stories(begun, torch.full((len(begun),), begun.shape[1]))
         found = torch.zeros(len(tokens))
-        for batch in unit_batches(self.model, texts, self.units, self.batch):
+        for numbers, values in self.last(self._begun(rows)):
             first, end = (
                 int(torch.searchsorted(which[order], edge, right=right))
-                for edge, right in ((batch.rows[0], False), (batch.rows[-1], True))
+                for edge, right in ((numbers[0], False), (numbers[-1], True))
             )
             asking = order[first:end]
-            local = which[asking] - batch.rows[0]
-            found[asking] = batch.values[:, -1].float().cpu()[local, units[asking]]
+            local = which[asking] - numbers[0]
+            found[asking] = values.float().cpu()[local, units[asking]]
         return found
 
     def predictions(self, tokens: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row n"]:
@@ -68,3 +72,17 @@ class UnitSubject:
 
     def _begun(self, rows: Tensor) -> Tensor:
         return torch.cat([self._start.expand(len(rows), -1), rows], 1)
+
+
+class UnitSubject(ModelSubject):
+    """Units of a model, in the order of `units.table`."""
+
+    def __init__(self, model: Any, units: Units, batch: int = 256) -> None:
+        super().__init__(model, batch)
+        self.units = units
+
+    def last(self, tokens: Int[Tensor, "row pos"]) -> Iterator[tuple[Tensor, Float[Tensor, "_ unit"]]]:
+        """See `ModelSubject`."""
+        texts = Stories(tokens, torch.full((len(tokens),), tokens.shape[1]))
+        for batch in unit_batches(self.model, texts, self.units, self.batch):
+            yield batch.rows, batch.values[:, -1]
