@@ -48,6 +48,8 @@ bench: $(STAMP)
 
 figures: $(STAMP)
 	$(BIN)/python -m analyses.localization $(CKPTS) --out results
+	$(BIN)/python -m analyses.sparsity $(CKPTS) --out results
+	$(BIN)/python -m analyses.paper $(CKPTS) --stored --out results
 
 clean:
 	rm -rf $(VENV) results runs

@@ -28,7 +28,7 @@ SHARED = {
     "texts",
     "unit_streams",
 }
-COLLECTORS = {"report", "report_page"}  # put the answers of the questions on one page, so they know them
+COLLECTORS = {"report", "report_page", "paper"}  # put the answers of the questions on one page, so they know them
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for path in SOURCES

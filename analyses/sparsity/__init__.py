@@ -1,0 +1,1 @@
+"""How sparse are a model's weights and activations, by the published number and by ones that mean something?"""
