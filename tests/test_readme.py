@@ -26,6 +26,7 @@ SHORTER |= {
     "analyses.probing": "--n 15 --tokens 4 --site blocks.{l}.hook_resid_post --no-erasure",
     "analyses.self_repair": "--tokens 300",
     "analyses.sparsity": "--n 12 --no-null --quiet",
+    "analyses.rewriting": "--tokens 20000 --latents 64 --n 40 --draws 1 --no-floors --no-pages --quiet",
     "analyses.specialization": "--n 12 --quiet",
     "analyses.report": "--n 8",
     "analyses.untangling train": "--steps 40 --eval-every 20 --quiet",
