@@ -1,6 +1,7 @@
 """Fixtures that the tests share: real data, small models whose every weight matters, no network."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in its background
     config.addinivalue_line("markers", f"real_data: needs the folder that {REAL_DATA} names")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 

@@ -142,6 +142,7 @@ def test_a_planted_leak_is_called_one_and_measured(leaking, bits):
     assert most == 2 and table.value["swap"] < most
 
 
+@pytest.mark.slow
 def test_eight_planted_bits_are_measured():
     model = planted(8, n_ctx=34)
     case = case_of(model, planted_stories(model, 256), n_controls=1, quick=True)

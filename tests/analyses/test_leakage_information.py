@@ -57,7 +57,7 @@ def controls(found: Observed, n: int = 2) -> list[Observed]:
     return [with_masks(found, written(0, n_stories=n_stories, seed=50 + i)) for i in range(n)]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
 def test_written_bits_are_found_and_measured(bits):
     found = written(bits)
     for finding in (decoder(found, controls(found), by_layer=False), information(found, controls(found))):
