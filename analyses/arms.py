@@ -71,9 +71,10 @@ def differences(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
 
     Returns:
         `metric, arm, baseline, difference` (mean over seeds, arm minus baseline, unit of the metric), `ci_low, ci_high`
-        (95 %, Welch's t over seeds, of this row alone), `p_welch`, `p_welch_holm` (corrected over all rows), `p` (exact
-        permutation of seeds, two-sided), `smallest_p` that so many seeds can give, `p_holm`, `n_seeds`, `n_baseline`,
-        `claim` (whether three seeds stand on both sides and `p_welch_holm` is below 0.05).
+        (95 %, Welch's t over seeds, of this row alone), `p_welch` (NaN where no side has any spread), `p_welch_holm`
+        (corrected over all rows), `p` (exact permutation of seeds, two-sided), `smallest_p` that so many seeds can
+        give, `p_holm`, `n_seeds`, `n_baseline`, `claim` (whether three seeds stand on both sides and `p_welch_holm` is
+        below 0.05).
     """
     rows = []
     for metric, part in table.groupby("metric", sort=False):
@@ -98,7 +99,7 @@ def difference(values: np.ndarray, base: np.ndarray) -> dict[str, Any]:
     if n > 1 and m > 1:
         if np.ptp(values) == 0 == np.ptp(base):  # no spread at all: Welch's t is 0/0
             low = high = float(values.mean() - base.mean())
-            welch = float(low == 0)
+            welch = 1.0 if low == 0 else float("nan")  # nothing to judge a difference by
         else:
             with warnings.catch_warnings():  # scipy minds a sample whose values are all equal; the other one is not
                 warnings.simplefilter("ignore", RuntimeWarning)

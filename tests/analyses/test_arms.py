@@ -54,6 +54,13 @@ def test_what_holds_alone_is_no_claim_among_many():
     assert one.claim.all() and not many.claim.any() and (many.ci_low > 0).all()
 
 
+def test_a_difference_without_any_spread_is_no_claim():
+    found = differences(long({"none": [64.0] * 3, "local": [32.0] * 3, "global": [64.0] * 3}))
+    local, same = (found[found.arm == arm].iloc[0] for arm in ("local", "global"))
+    assert local.difference == -32 and np.isnan(local.p_welch) and not local.claim
+    assert same.p_welch == 1 and not same.claim
+
+
 def test_two_seeds_are_no_claim_and_one_has_no_interval():
     found = differences(long({"none": [1.0, 1.0], "local": [9.0, 9.0], "global": [9.0]}))
     two, one = (found[found.arm == arm].iloc[0] for arm in ("local", "global"))
