@@ -5,6 +5,7 @@ Nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
@@ -73,6 +74,20 @@ def result_names(checkpoints: Sequence[str]) -> list[str]:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"checkpoints need different names; {repeated[0]} comes twice; ask for one at a time")
     return names
+
+
+def check_explainer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop, before anything heavy is imported, where `--explainer` lacks its endpoint, weights or recorded replies."""
+    needed = {"http": ("url", "model"), "hf": ("weights",), "replay": ("cassette",)}.get(args.explainer, ())
+    if missing := [name for name in needed if getattr(args, name) is None]:
+        parser.error(f"--explainer {args.explainer} needs --{missing[0]}")
+    if args.explainer == "http" and not re.match(r"https?://[^/\s]", args.url):
+        came = "" if "@" in args.url else f"; got {args.url!r}"  # what may be a password is not repeated
+        parser.error(f"--url must be http://HOST[:PORT]/PATH or https://...{came}")
+    if args.explainer == "hf" and not Path(args.weights).is_dir():
+        parser.error(f"--weights must be a folder of local weights; there is no folder {args.weights!r}")
+    if args.explainer == "replay" and not Path(args.cassette).is_file():
+        parser.error(f"--cassette must be a file of recorded replies; there is no file {args.cassette!r}")
 
 
 def refuse_missing_file(checkpoint: str) -> None:

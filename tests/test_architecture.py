@@ -23,6 +23,7 @@ SHARED = {
     "page",
     "page_style",
     "provenance",
+    "random_weights",
     "result",
     "statistics",
     "texts",

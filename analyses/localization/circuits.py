@@ -19,12 +19,13 @@ from analyses.localization.faithfulness import MIB_SIZES, SIGNS, TAILS, Gap, cmd
 from analyses.localization.knockouts import same_under_knockouts
 from analyses.localization.matched_size import circuit_at_faithfulness
 from analyses.localization.methods import VALUE_OF, Knobs, chosen, found_by
-from analyses.localization.nulls import against_random, random_circuits, random_weights
+from analyses.localization.nulls import against_random, random_circuits
 from analyses.localization.restoration import stochastic_restoration
 from analyses.localization.setting import Setting, setting_of
 from analyses.localization.similarity import jaccard
 from analyses.localization.soundness import completeness, minimality
 from analyses.localization.stability import bootstrap_inclusion, sensitivity
+from analyses.random_weights import random_weights
 from analyses.result import Result
 from sat_lens.tasks import Task
 from sat_lens.tasks.performance import performance, require_solved

@@ -10,15 +10,13 @@ Most random sets of few edges lead nowhere; only `shape` keeps every path. In gr
 that share keys and values are dealt as groups, and heads within them. Where the heads of a layer are used alike,
 the deal may give the circuit itself again: it is counted as the others are.
 
-`random_weights` is a model with the same weights in another order; a method is run on it again by the caller, and
-what it finds there is what it finds where there is nothing.
+`analyses.random_weights` gives a model with the same weights in another order; a method is run on it again by the
+caller, and what it finds there is what it finds where there is nothing.
 """
 
-import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from analyses.localization.faithfulness import TAILS, Gap
@@ -161,31 +159,3 @@ def share_as_large(value: float, null: Float[np.ndarray, " random"]) -> float:
         return float("nan")
     slack = 1e-9 * max(1.0, abs(float(value)))
     return float((1 + (null >= value - slack).sum()) / (1 + len(null)))
-
-
-def random_weights(model: Any, seed: int = 0, how: str = "permute") -> Any:
-    """A copy of the model that has learned nothing.
-
-    Args:
-        model: any module; it is left as it is.
-        seed: of the draw.
-        how: `permute` deals the entries of each parameter (weights, biases, gains, embeddings) anew among
-            themselves, so that each keeps its distribution exactly; `normal` draws entries of the same mean and
-            standard deviation. Tied parameters stay tied.
-
-    Raises:
-        ValueError: another `how`.
-    """
-    if how not in ("permute", "normal"):
-        raise ValueError(f"how must be permute or normal; got {how!r}")
-    found = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in sorted(found.named_parameters()):
-            if how == "permute":
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
-            else:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
-                parameter.copy_(parameter.mean() + parameter.std(correction=0) * noise)
-    return found

@@ -21,7 +21,7 @@ from analyses.probing.mask_readout import mask_readout
 from analyses.probing.sites import default_sites, family, has_masks, layer_of, stream_of
 from analyses.probing.split import folds
 from analyses.probing.targets import Target
-from analyses.probing.untrained import untrained
+from analyses.random_weights import random_weights
 from analyses.result import Result
 from analyses.texts import Stories
 from sat_lens.distributed import gather_rows, shard
@@ -96,7 +96,7 @@ def probing(
     split = folds(rows.story, n_folds, seed)  # one for all targets: fewer stories than folds fail before any pass
     questions = [_asked(one, mine, stories, rows, n_folds, seed) for one, mine in zip(targets, taken, strict=True)]
     found = features(model, stories, rows, chosen, progress=progress)
-    bare = features(untrained(model, seed), stories, rows, chosen, progress=progress) if controls else {}
+    bare = features(random_weights(model, seed).eval(), stories, rows, chosen, progress=progress) if controls else {}
     intact = _intact(model, stories, questions, chosen) if erasure else {}
     cells = [(i, site) for i in range(len(questions)) for site in chosen]
 

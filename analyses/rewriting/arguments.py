@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyses.cli import positive, question_parser
+from analyses.cli import check_explainer, positive, question_parser
 from analyses.rewriting.choices import CALIBRATIONS, EXPLAINERS, KEEPS, MISSING, ORACLES, ORDERS, RANKINGS, RULES
 from sat_lens.commands import Parser
 
@@ -159,16 +159,7 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _check_explainer(parser: Parser, args: argparse.Namespace) -> None:
-    needed = {"http": ("url", "model"), "hf": ("weights",), "replay": ("cassette",)}.get(args.explainer, ())
-    if missing := [name for name in needed if getattr(args, name) is None]:
-        parser.error(f"--explainer {args.explainer} needs --{missing[0]}")
-    if args.explainer == "http" and not re.match(r"https?://[^/\s]", args.url):
-        came = "" if "@" in args.url else f"; got {args.url!r}"  # what may be a password is not repeated
-        parser.error(f"--url must be http://HOST[:PORT]/PATH or https://...{came}")
-    if args.explainer == "hf" and not Path(args.weights).is_dir():
-        parser.error(f"--weights must be a folder of local weights; there is no folder {args.weights!r}")
-    if args.explainer == "replay" and not Path(args.cassette).is_file():
-        parser.error(f"--cassette must be a file of recorded replies; there is no file {args.cassette!r}")
+    check_explainer(parser, args)
     if args.explainer != "rules" and args.rules:
         parser.error(f"--rules go with --explainer rules; got --explainer {args.explainer}")
     if args.explainer != "rules" and getattr(args, "max_bits", None):

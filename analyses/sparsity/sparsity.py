@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses.random_weights import random_weights
 from analyses.result import Result
 from analyses.sparsity.activity import activity_sums, kinds_of, measured, with_intervals
-from analyses.sparsity.dealt import dealt
 from analyses.sparsity.measures import UNITS
 from analyses.sparsity.published import PUBLISHED_ENTRIES, mean_abs_weight
 from analyses.sparsity.weights import WITH, WITHOUT, weight_sparsity
@@ -45,7 +45,7 @@ def sparsity(
     """
     if stories.n < FEWEST:
         raise ValueError(f"an interval over stories needs at least {FEWEST}; got {stories.n}")
-    other = dealt(model, seed) if null else None
+    other = random_weights(model, seed).eval() if null else None
     published = mean_abs_weight(model)
     rows = [
         {"part": "weights", "of": of, "metric": "mean_abs_weight", "value": value, "null": value, "n": n}

@@ -1,11 +1,9 @@
 """From the command line to explanations: which explainer, which backend, how much may be asked of it."""
 
 import argparse
-import re
-from pathlib import Path
 from typing import Any
 
-from analyses.cli import positive
+from analyses.cli import check_explainer, positive
 
 EXPLAINERS = ("rules", "http", "hf", "replay")
 RULES = ("token", "ngram", "tree", "n2g")
@@ -41,16 +39,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--page explains too, and shows it; give one of --explain and --page")
     if args.page and args.explainer != "rules":
         parser.error(f"--page shows every unit, which is explained by rules; got --explainer {args.explainer}")
-    needed = {"http": ("url", "model"), "hf": ("weights",), "replay": ("cassette",)}.get(args.explainer, ())
-    if missing := [name for name in needed if getattr(args, name) is None]:
-        parser.error(f"--explainer {args.explainer} needs --{missing[0]}")
-    if args.explainer == "http" and not re.match(r"https?://[^/\s]", args.url):
-        came = "" if "@" in args.url else f"; got {args.url!r}"  # what may be a password is not repeated
-        parser.error(f"--url must be http://HOST[:PORT]/PATH or https://...{came}")
-    if args.explainer == "hf" and not Path(args.weights).is_dir():
-        parser.error(f"--weights must be a folder of local weights; there is no folder {args.weights!r}")
-    if args.explainer == "replay" and not Path(args.cassette).is_file():
-        parser.error(f"--cassette must be a file of recorded replies; there is no file {args.cassette!r}")
+    check_explainer(parser, args)
     if (args.explain or args.page) and len(args.units) > 1:
         parser.error(f"one kind of unit is explained at a time; got --units {' '.join(args.units)}")
 

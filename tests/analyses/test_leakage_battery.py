@@ -269,7 +269,9 @@ def test_models_are_compared_by_arm(leaking):
         for mask, bits in (("local", 1), ("global", 2)):
             ablation = dataclasses.asdict(SelfAblation(mask=mask, k_attn=1, k_mlp=1))
             made = {"checkpoint": f"{mask}-s{seed}", "ablation": ablation, "training": {"seed": seed}}
-            results.append(dataclasses.replace(leaking(bits), meta={**leaking(bits).meta, **made}))
+            meta = {**leaking(bits).meta, **made}
+            spread = leaking(bits).table.assign(excess=leaking(bits).table.excess + 0.01 * (seed - 1))
+            results.append(dataclasses.replace(leaking(bits), table=spread, meta=meta))
     compared = leakage_compared(results)
     blank = compared.table[compared.table.metric == "blank stream (bits)"]
     assert len(blank) == 6 and set(blank.arm) == {"local k=1", "global k=1"} and blank.ci_low.notna().all()
@@ -278,6 +280,7 @@ def test_models_are_compared_by_arm(leaking):
     assert rows.baseline.eq("local k=1").all()
     assert rows.difference["blank stream (bits)"] == pytest.approx(excess[2] - excess[1]) and rows.claim.any()
     assert {"clean loss (bits)", "ablated loss (bits)"} <= set(rows.index)
+    assert not rows.claim["clean loss (bits)"], "the same in all seeds: no spread to judge by"
     assert compared.meta["models"]["global-s2"]["verdict"] == LEAKS
     assert "usage (bits)" not in rows.index
     arms_figure(compared)

@@ -11,9 +11,9 @@ from analyses.localization.nulls import (
     against_random,
     random_circuits,
     random_subsets,
-    random_weights,
     share_as_large,
 )
+from analyses.random_weights import random_weights
 
 GRAPH = Graph(2, 4, 4, True, False, 16)
 GROUPED = Graph(2, 4, 2, True, False, 16)

@@ -17,7 +17,7 @@ from analyses.probing.probing import probing
 from analyses.probing.sites import default_sites, every_site, expanded
 from analyses.probing.split import folds
 from analyses.probing.targets import target
-from analyses.probing.untrained import untrained
+from analyses.random_weights import random_weights
 from analyses.result import Result
 from analyses.texts import Stories
 from sat_lens.commands import run
@@ -158,12 +158,12 @@ def test_rare_classes_are_left_out_and_one_class_is_refused():
 def test_the_untrained_model_keeps_every_parameter_s_entries_and_leaves_the_model(tiny_model):
     model = tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    other = untrained(model, seed=1)
+    other = random_weights(model, seed=1).eval()
     for name, value in other.named_parameters():
         torch.testing.assert_close(value.flatten().sort().values, before[name].flatten().sort().values)
     assert not torch.equal(other.embed.W_E, before["embed.W_E"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    again = untrained(model, seed=1)
+    again = random_weights(model, seed=1).eval()
     assert torch.equal(other.embed.W_E, again.embed.W_E)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from analyses.metrics import gini as gini_of_arrays
+from analyses.random_weights import random_weights
 from analyses.result import Result
 from analyses.sparsity.__main__ import main
 from analyses.sparsity.activity import activity_sums, kinds_of, measured, with_intervals
 from analyses.sparsity.comparison import CLAIM, sparsity_compared
-from analyses.sparsity.dealt import dealt
 from analyses.sparsity.figures import arms_figure, layers_figure
 from analyses.sparsity.measures import effective_rank, gini, hoyer, kurtosis, near_zero, singular_values
 from analyses.sparsity.published import PUBLISHED_ENTRIES, mean_abs_weight
@@ -211,7 +211,7 @@ def test_intervals_leave_out_stories_one_group_at_a_time(tiny_model, texts):
 
 def test_the_null_is_the_same_model_with_each_parameter_s_entries_dealt_anew(tiny_model, texts):
     model = tiny_model(ablation={"mask": "global"})
-    other = dealt(model, 1)
+    other = random_weights(model, 1).eval()
     for (_, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(one.flatten().sort().values, two.flatten().sort().values)
     table = sparsity(model, texts, seed=1).table
