@@ -71,6 +71,17 @@ def test_the_example_prints_what_the_readme_shows():
     assert got == pytest.approx(expected, abs=0.02)
 
 
+def test_the_examples_of_contributing_print_what_they_should(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
+    found = []
+    for block in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block, "CONTRIBUTING.md", "exec"), {})  # noqa: S102 (our own text)
+        found.append(out.getvalue().strip().splitlines()[-1])
+    assert found == ["HookedTransformer True", "1.0"]
+
+
 def test_every_module_stands_in_the_readmes_tree():
     tree = README.split("## What is where")[1]
     for package in ("sat_lens", "analyses"):

@@ -1,4 +1,4 @@
-"""Every question leaves the model and the process as it found them, also when it is stopped, and answers the same twice."""
+"""Every question leaves model and process as it found them, also when it is stopped, and answers the same twice."""
 
 from importlib import import_module
 
@@ -59,8 +59,10 @@ class Surroundings:
 
     def __init__(self, model):
         self.numbers = [torch.get_rng_state(), *(torch.as_tensor(part) for part in np.random.get_state()[1:3])]
-        self.settings = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
-                         torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())  # fmt: skip
+        self.settings = (
+            torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
+        )  # fmt: skip
         self.weights = {name: value.clone() for name, value in model.state_dict().items()}
         self.parameters = [(name, p.requires_grad, p.grad, p.dtype, p.device) for name, p in model.named_parameters()]
         self.modules = {name: module.training for name, module in model.named_modules()}
