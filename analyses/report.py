@@ -3,7 +3,8 @@
 `OUT/report.html` holds its figures, tables and scripts itself, and is read without a network. A
 localization under `OUT/localization/` is taken over where it is one of the same weights, prompts, seed and
 knobs; else it is computed, and kept there where none was. A circuit that --method eap-ig has left there, and what
-analyses.leakage, analyses.specialization, analyses.probing and analyses.self_repair have left under OUT, are shown.
+analyses.leakage, analyses.specialization, analyses.probing, analyses.self_repair and analyses.rewriting have left under
+OUT, are shown.
 The story comes from --corpus (default: the generator); --n is the number of IOI prompts. `--json` prints the table of
 the checkpoints.
 
@@ -62,6 +63,7 @@ def entries(args: argparse.Namespace, names: Sequence[str], command: Sequence[st
             explainability=_or_why_not(stored_specialization, args.out / "specialization" / f"{name}.explained", made),
             probing=_or_why_not(stored_probing, args.out / "probing" / name, made),
             self_repair=_or_why_not(stored_self_repair, args.out / "self_repair" / name, made),
+            rewriting=_or_why_not(stored_rewriting, args.out / "rewriting" / name, made),
         )
 
 
@@ -193,6 +195,18 @@ def stored_self_repair(folder: Path, made: dict[str, Any]) -> Any:
     """
     command = f"python -m analyses.self_repair {made['checkpoint']}"
     return _stored(folder, made, command, lambda result: result.meta["halves"])
+
+
+def stored_rewriting(folder: Path, made: dict[str, Any]) -> Any:
+    """What rewriting latents by their explanations costs, if it was asked of the same weights; else a quick run of it.
+
+    Raises:
+        ValueError: it was not.
+    """
+    quick = folder.with_name(f"{folder.name}.quick")
+    folder = folder if (folder / "meta.json").is_file() or not (quick / "meta.json").is_file() else quick
+    command = f"python -m analyses.rewriting {made['checkpoint']}"
+    return _stored(folder, made, command, lambda result: result.meta["by_loss"])
 
 
 def _stored(folder: Path, made: dict[str, Any], command: str, read: Callable[[Any], Any]) -> Any:

@@ -27,6 +27,7 @@ from analyses.page import (
 )
 from analyses.probing.report_part import probing_html
 from analyses.result import Result
+from analyses.rewriting.report_part import rewriting_html
 from analyses.self_repair.report_part import self_repair_html
 from analyses.specialization.report_part import explainability_html, specialization_html
 
@@ -62,6 +63,7 @@ class Entry:
         explainability: how well its units are explained, as found before, or why that is not known.
         probing: what can be read where, as found before, or why that is not known.
         self_repair: what later parts make up for, as found before, or why that is not known.
+        rewriting: what latents rewritten by their explanations cost, as found before, or why that is not known.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Entry:
     explainability: Result | str = "it was not asked"
     probing: Result | str = "it was not asked"
     self_repair: Result | str = "it was not asked"
+    rewriting: Result | str = "it was not asked"
 
 
 def checkpoints_result(entries: Sequence[Entry]) -> Result:
@@ -196,6 +199,7 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         ("How well single units are explained", entry.explainability, explainability_html, "Not known"),
         ("What can be read where", entry.probing, probing_html, "Not known"),
         ("Do later parts repair an ablation?", entry.self_repair, self_repair_html, "Not known"),
+        ("Can latents be replaced by their explanations?", entry.rewriting, rewriting_html, "Not known"),
     )
     body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n']
     for title, answer, html, without in sections:

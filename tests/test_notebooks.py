@@ -17,7 +17,7 @@ def code_of(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-LONG = ("03_leakage", "05_probing")
+LONG = ("03_leakage", "05_probing", "07_rewriting")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,18 @@ def test_a_notebook_runs_and_defines_no_function(path):
         assert space["second"]["sr_gate"]["value"] != 0 and abs(controls["random"]) < 1e-6 < abs(controls["dealt"])
         equal = space["rows"][space["rows"].metric == "loss (bits), tokens of equal loss"].value
         assert equal.max() - equal.min() < 0.02, "bits"
+    elif path.stem == "07_rewriting":
+        rows = space["result"].table.set_index("name")
+        plans = rows[rows.part == "plan"]
+        nothing = plans[plans.fraction == 0]
+        assert len(nothing) == 2 and (nothing.kl == rows.kl["reconstruction"]).all()
+        whole = plans[(plans.fraction == 1) & (plans.calibration == "none") & plans["skip"].astype(bool)]
+        plain = whole[(whole.oracle == "none") & (whole.keep == "all")]
+        assert plain.kl_minus_zero_high["ngram"] < 0 and plain.recovered_kl_low["ngram"] > 0.2
+        assert plain.sort_values("bits").kl.is_monotonic_decreasing and len(plain) == 4
+        assert whole[whole.oracle == "both"].kl["ngram"] < plain.kl["ngram"]
+        assert (means := space["means"].set_index(["source", "score"]).value)["own", "r"] > means["random coder", "r"]
+        assert abs(means["shuffled", "r"]) < 0.1
     else:
         assert space["effects"].meta["task"]["solved"]
 

@@ -28,7 +28,8 @@ from sat_lens.commands import run as run_command
 
 def folders(args: argparse.Namespace) -> list[Path]:
     """The run's folder of each target, whether it is there or not."""
-    from analyses.rewriting.run_folder import is_run
+    from analyses.rewriting.foreseen import refuse_checkpoint, refuse_run
+    from analyses.rewriting.run_folder import is_run, opened
 
     if args.out.exists() and not args.out.is_dir():
         raise NotADirectoryError(f"--out must be a folder; {args.out} is a file")
@@ -37,9 +38,13 @@ def folders(args: argparse.Namespace) -> list[Path]:
     for target, name in zip(args.checkpoints, names, strict=True):
         if is_run(target):
             found.append(Path(target))
+            refuse_run(opened(target), args)
             continue
         refuse_missing_file(target)
+        refuse_checkpoint(target, args)
         found.append(args.out / "rewriting" / (getattr(args, "name", None) or name + variant(args)))
+        if "coder" not in args.steps:
+            refuse_run(opened(found[-1]), args)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analyses.cli import check_explainer, positive, question_parser
 from analyses.rewriting.choices import CALIBRATIONS, EXPLAINERS, KEEPS, MISSING, ORACLES, ORDERS, RANKINGS, RULES
+from analyses.rewriting.foreseen import flags_that_say_nothing, refuse_sources
 from sat_lens.commands import Parser
 
 STEPS = ("coder", "explain", "score", "loss", "report")
@@ -17,6 +18,7 @@ QUICK_FRACTIONS = (0.0, 0.1, 0.4, 1.0)
 PAPER_FRACTIONS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 BITS = (64, 128, 256, 512, 1024)
 CURVE = ("none", "quantile")
+CURVE_ORDERS = ("score", "random")
 STORIES, QUICK_STORIES = 400, 120
 TOKENS, QUICK_TOKENS = 400_000, 60_000
 LATENTS, QUICK_LATENTS = 512, 128
@@ -81,6 +83,8 @@ def _explainer(parser: Parser) -> None:
     add(
         "--max-tokens", type=positive, help="http: tokens that may be spent, of prompts and replies (default: no limit)"
     )
+    add("--timeout", type=positive, help="http: seconds that a request may take (default: 300)")
+    add("--threads", type=positive, help="http: requests under way at once (default: 4)")
     add("--weights", metavar="DIR", help="hf: folder of local transformers weights")
     add("--cassette", metavar="FILE", help="replay: recorded replies; http, hf: where to record them")
     add("--scored", type=positive, default=SCORED,
@@ -102,7 +106,12 @@ def _loss(parser: Parser) -> None:
         help="the published order of things: last position, top k, linear to the maximum",
     )
     add("--fractions", nargs="+", type=_share, metavar="F", help="of the explained latents")
-    add("--order", nargs="+", choices=ORDERS, help="best scored first, at random (default: both)")
+    add(
+        "--order",
+        nargs="+",
+        choices=ORDERS,
+        help="best scored first, at random, the most active first (default: score random)",
+    )
     add("--calibration", nargs="+", choices=CALIBRATIONS, metavar="NAME",
         help=f"of the curve: {', '.join(CALIBRATIONS)} (default: {' '.join(CURVE)}; at its end all)")  # fmt: skip
     add("--keep", choices=KEEPS, help="of the latents that result (default: all)")
@@ -152,14 +161,22 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--name must be of letters, digits, dots and dashes; got {args.name!r}")
         if args.name is not None and len(args.checkpoints) > 1:
             parser.error("--name is of one checkpoint's folder; several were given")
+        latents = args.latents or (QUICK_LATENTS if args.quick else LATENTS)
+        if args.k and args.kind != "neurons" and not args.coder and args.k > latents:
+            parser.error(f"--k must be at most the {latents} latents; got {args.k}")
     if args.n is not None and args.n < 8:
         parser.error(f"--n must be at least 8 stories, to deal into four splits; got {args.n}")
     if hasattr(args, "explainer"):
         _check_explainer(parser, args)
+    refuse_sources(args)
 
 
 def _check_explainer(parser: Parser, args: argparse.Namespace) -> None:
     check_explainer(parser, args)
+    if useless := flags_that_say_nothing(args):
+        parser.error(useless)
+    if (args.threads or 1) > 256:
+        parser.error(f"--threads must be at most 256; got {args.threads}")
     if args.explainer != "rules" and args.rules:
         parser.error(f"--rules go with --explainer rules; got --explainer {args.explainer}")
     if args.explainer != "rules" and getattr(args, "max_bits", None):

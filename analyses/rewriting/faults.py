@@ -11,12 +11,12 @@ FAULTS = (
     ),
     (
         "simulated values were scaled to each latent's maximum, an outlier",
-        "`linear` scales to the 99 % quantile, the beginning of text has no latents; `linear-maximum` is as published",
+        "linear scales to the 99 % quantile, the beginning of text has no latents; linear-maximum is as published",
     ),
-    ("`zero ablation` kept bias and skip connection", "zero latents, zero output and mean output are all shown"),
+    ("zero ablation kept bias and skip connection", "zero latents, zero output and mean output are all shown"),
     (
         "the top k were taken of simulated and true latents together, where false positives drive out true ones",
-        "all are kept by default; `topk` and oracles show what each costs",
+        "all are kept by default; topk and oracles show what each costs",
     ),
     (
         "one token a sequence, means of heavy tails",

@@ -11,11 +11,14 @@ from plotly.subplots import make_subplots
 from analyses.figures import COLORS, TEMPLATE, by_arm, error_bars, figure, titled
 from analyses.result import Result
 from analyses.rewriting.comparison import SHOWN
+from analyses.rewriting.method_page import method_page
 from analyses.rewriting.summed_up import mean_of
 
-LINES = ("reconstruction", "zero latents", "mean output", "zero output")
-"""Baselines that are drawn beside curves."""
-NAMES = {"kl": "KL(base || edited), nats a token", "d_loss": "loss less the model's own, nats a token"}
+LINES = {"reconstruction": "right", "zero latents": "left", "mean output": "right", "zero output": "left"}
+"""Baselines that are drawn beside curves, and at which end their names stand."""
+BIT_TICKS = tuple(m * 10**e for e in range(1, 6) for m in (1, 2, 5))
+NAMES = {"kl": "KL(base || edited), nats a token", "d_loss": "rise of the loss, nats a token"}
+ORDERED = {"score": "best first", "random": "random", "density": "most active first"}
 SOURCES = {"own": COLORS[0], "shuffled": COLORS[1], "random coder": COLORS[6]}
 
 
@@ -24,6 +27,8 @@ def rewriting_figures(result: Result) -> dict[str, Any]:
     found = {"fraction": fraction_figure(result), "one_at_a_time": one_at_a_time_figure(result)}
     if len(_sweep(result)) > 1:
         found["bits"] = bits_figure(result)
+    if result.meta.get("faults"):
+        found["method"] = method_page(result)
     if any(result.meta["reliability"].values()):
         found["calibration"] = calibration_figure(result)
     if result.meta.get("scores"):
@@ -54,22 +59,25 @@ def fraction_figure(result: Result) -> go.Figure:
 
 
 def bits_figure(result: Result) -> go.Figure:
-    """KL of everything rewritten against the mean length of an explanation."""
-    drawn = figure(
-        title=titled(result.meta, "What longer explanations buy"), x_title="bits an explanation, mean",
-        y_title=NAMES["kl"],
-    )  # fmt: skip
+    """KL and loss of everything rewritten against the mean length of an explanation, beside baselines."""
+    drawn = make_subplots(cols=2, subplot_titles=list(NAMES.values()), horizontal_spacing=0.1)
     for i, (explainer, part) in enumerate(_sweep(result).groupby("explainer", sort=False)):
         part = part.sort_values("bits")
-        drawn.add_scatter(
-            x=part.bits, y=part.kl, mode="lines+markers", name=str(explainer), text=part.name,
-            error_y=error_bars(part.kl, part.kl_low, part.kl_high, thickness=1, width=0),
-            line={"color": COLORS[i % len(COLORS)]}, hovertemplate="%{text}: %{x:,.0f} bits, %{y:.4f}<extra></extra>",
+        for column, measure in enumerate(NAMES, 1):
+            drawn.add_scatter(
+                x=part.bits, y=part[measure], mode="lines+markers", name=str(explainer), text=part["name"],
+                error_y=error_bars(*(part[f"{measure}{end}"] for end in ("", "_low", "_high")), thickness=1, width=0),
+                line={"color": COLORS[i % len(COLORS)]}, legendgroup=str(i), showlegend=column == 1, row=1, col=column,
+                hovertemplate="%{text}: %{x:,.0f} bits, %{y:.4f}<extra></extra>",
+            )  # fmt: skip
+    for column, measure in enumerate(NAMES, 1):
+        _baselines(drawn, result, measure, LINES | {"zero latents": "right"}, row=1, col=column)
+        drawn.update_xaxes(
+            title_text="bits an explanation, mean", type="log", tickvals=list(BIT_TICKS),
+            ticktext=[f"{tick:,}" for tick in BIT_TICKS], row=1, col=column,
         )  # fmt: skip
-    drawn.update_xaxes(type="log")
-    drawn.update_yaxes(rangemode="tozero")
-    _baselines(drawn, result, "kl")
-    return drawn
+        drawn.update_yaxes(rangemode="tozero", row=1, col=column)
+    return _dressed(drawn, titled(result.meta, f"What longer explanations buy{_how(result)}"))
 
 
 def calibration_figure(result: Result) -> go.Figure:
@@ -90,14 +98,19 @@ def calibration_figure(result: Result) -> go.Figure:
     return drawn
 
 
-def one_at_a_time_figure(result: Result) -> go.Figure:
-    """KL of everything rewritten, and of baselines, one change at a time; 95 % over stories."""
+def one_at_a_time_rows(result: Result) -> pd.DataFrame:
+    """Baselines, and everything rewritten, one change at a time; `label` says which."""
     rows = _plans(result)
     rows = rows[rows.fraction == rows.fraction.max()] if len(rows) else rows
     rows = rows[rows.order != "random"] if (rows.order != "random").any() else rows
     table = pd.concat([result.table[result.table.part == "baseline"], rows.assign(label=rows.apply(_change, axis=1))])
     table["label"] = table.label.where(table.part == "plan", table.name) if "label" in table else table.name
-    table = table.drop_duplicates("label")
+    return table.drop_duplicates("label")
+
+
+def one_at_a_time_figure(result: Result) -> go.Figure:
+    """KL of everything rewritten, and of baselines, one change at a time; 95 % over stories."""
+    table = one_at_a_time_rows(result)
     drawn = figure(title=titled(result.meta, "What each part costs"), x_title=NAMES["kl"], y_title="")
     for part, color in (("baseline", COLORS[6]), ("plan", COLORS[0])):
         own = table[table.part == part]
@@ -174,24 +187,24 @@ def _curves(rows: pd.DataFrame, several: pd.Series, keys: list[str]) -> list[tup
 def _curve_name(key: tuple[str, str, str]) -> str:
     name, calibration, order = key
     fitted = "not calibrated" if calibration == "none" else calibration
-    return f"{name}, {fitted}, {'best first' if order == 'score' else order}"
+    return f"{name}, {fitted}, {ORDERED[order]}"
 
 
 def _change(row: pd.Series) -> str:
     parts = [] if row.calibration == "none" else [row.calibration]
     parts += [] if row.keep == "all" else ["k largest kept"]
-    parts += [] if row.oracle == "none" else [f"told: {row.oracle}"]
+    parts += [] if row.oracle == "none" else [f"oracle: {row.oracle}"]
     parts += [] if row.skip else ["no skip connection"]
     parts += [] if row.bias else ["no bias"]
     return f"{row['name']}: {', '.join(parts) or 'as simulated'}"
 
 
-def _baselines(drawn: go.Figure, result: Result, measure: str, **place: Any) -> None:
+def _baselines(drawn: go.Figure, result: Result, measure: str, names: Mapping[str, str] = LINES, **place: Any) -> None:
     by = result.table[result.table.part == "baseline"].set_index("name")[measure]
-    for name in LINES:
+    for name, end in names.items():
         drawn.add_hline(
             y=by[name], line={"color": "#999999", "dash": "dash", "width": 1}, annotation_text=name,
-            annotation_font={"size": 10, "color": "#666666"}, annotation_position="top left", **place,
+            annotation_font={"size": 10, "color": "#666666"}, annotation_position=f"top {end}", **place,
         )  # fmt: skip
 
 

@@ -157,9 +157,12 @@ def summary(table: pd.DataFrame) -> str:
     if not len(plans):
         return f"KL (nats a token): coder alone {by.kl[RECONSTRUCTION]:.4f}, no latents {by.kl[ZERO]:.4f}"
     row = plans.loc[plans.fraction.idxmax()]
+    share = f"{row.recovered_kl:.0%} [{row.recovered_kl_low:.0%}, {row.recovered_kl_high:.0%}] of the way recovered"
+    if by.kl_minus_zero_high[RECONSTRUCTION] >= 0:
+        share = "too few tokens to tell a share recovered, since no latents may cost no more than the coder alone"
     told = f"{row.explainer} ({row['bits']:,.0f} bits each), {row.fraction:.0%} of explained latents"
     return (
         f"KL (nats a token) of latents rewritten by {told}: {row.kl:.4f} [{row.kl_low:.4f}, {row.kl_high:.4f}]; "
         f"coder alone {by.kl[RECONSTRUCTION]:.4f}, no latents {by.kl[ZERO]:.4f}; "
-        f"{row.recovered_kl:.0%} [{row.recovered_kl_low:.0%}, {row.recovered_kl_high:.0%}] of the way recovered"
+        f"{share}"
     )

@@ -18,8 +18,6 @@ from analyses.rewriting.setting import Setting
 from analyses.rewriting.steps import coder_step, explain_step, loss_step, names_of, score_step, setting_of
 from analyses.rewriting.summed_up import summed_up
 
-OF_THE_TEXTS = ("n", "corpus", "seed")
-
 
 def pipeline(args: argparse.Namespace, paths: Sequence[Path], command: Sequence[str]) -> list[str]:
     """Do the steps; what is to be printed.
@@ -33,7 +31,6 @@ def pipeline(args: argparse.Namespace, paths: Sequence[Path], command: Sequence[
             run = coder_step(target, path, args)
         else:
             run = opened(path)
-            _refuse_other_texts(run, args)
         once: list[Setting] = []
         made = partial(_once, once, run, args)
         for step, do in (("explain", explain_step), ("score", score_step), ("loss", loss_step)):
@@ -59,15 +56,6 @@ def _once(kept: list[Setting], run: RunFolder, args: argparse.Namespace) -> Sett
     if not kept:
         kept.append(setting_of(run, args))
     return kept[0]
-
-
-def _refuse_other_texts(run: RunFolder, args: argparse.Namespace) -> None:
-    for name in OF_THE_TEXTS:
-        wanted, there = getattr(args, name), run.about["texts"].get(name)
-        if wanted is not None and wanted != there:
-            raise ValueError(
-                f"{run.path} is of {name}={there!r}; got --{name} {wanted}; the coder's step chooses the texts"
-            )
 
 
 def _told(run: RunFolder, made: Setting, args: argparse.Namespace, command: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ calibrate on). With
 `keep="topk"` the k largest of what results are decoded, as published: simulated and true latents then compete, and
 false positives drive out true ones.
 
-Source: arXiv 2501.18838 (the fraction, both orders, top k); the oracles are ours.
+Source: arXiv 2501.18838 (the fraction, best first and at random, top k); the oracles are ours.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Plan:
     Args:
         explanations: whose simulations.
         fraction: of the latents that are explained, 0 to 1.
-        order: best score first, or at random.
+        order: best score first, at random, or (`density`) the most often active first.
         calibration, keep, oracle: see the module, and `calibration`.
         skip, bias: whether the coder's skip connection and bias stay.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from analyses.rewriting.baselines import BASELINES, baselines
 from analyses.rewriting.plans import Plan, plan_edit, ranked_latents
 from analyses.rewriting.rewriter import Rewriter
-from analyses.rewriting.setting import Setting, mass
+from analyses.rewriting.setting import Setting, mass, n_active
 from analyses.rewriting.teller import Teller
 from sat_lens.coders.substitute import Edit
 
@@ -41,11 +41,12 @@ def prepared(
     """The baselines, then the plans in their order."""
     runs = Runs(dict(baselines(setting)), [{"part": "baseline", "name": name} for name in BASELINES], [])
     runs.names.extend([name] for name in BASELINES)
-    weight = mass(setting.of("evaluate"))
+    weight, active = mass(setting.of("evaluate")), n_active(setting.of("explain"))
     for number, plan in enumerate(plans):
         rewriter = rewriters[plan.explanations]
         said = tellers[plan.explanations].by(plan.calibration)
-        orders = _orders(plan, rewriter, scores, draws, setting.seed)
+        own = active[rewriter.latents].double() if plan.order == "density" else scores.get(rewriter.name)
+        orders = _orders(plan, rewriter, own, draws, setting.seed)
         names = [f"plan {number} draw {draw}" for draw in range(len(orders))]
         for name, ranked in zip(names, orders, strict=True):
             runs.edits[name] = plan_edit(setting.coder, plan, rewriter.latents, ranked, said)
@@ -57,11 +58,9 @@ def prepared(
     return runs
 
 
-def _orders(
-    plan: Plan, rewriter: Rewriter, scores: Mapping[str, Tensor], draws: int, seed: int
-) -> list[Int[Tensor, " unit"]]:
+def _orders(plan: Plan, rewriter: Rewriter, scores: Tensor | None, draws: int, seed: int) -> list[Int[Tensor, " unit"]]:
     """In which latents are rewritten; several where the order is random and matters."""
-    own = scores.get(rewriter.name, torch.zeros(len(rewriter.latents)))
+    own = torch.zeros(len(rewriter.latents)) if scores is None else scores
     n = draws if plan.order == "random" and 0 < plan.fraction < 1 else 1
     return [ranked_latents(rewriter.latents, own, plan.order, seed * 101 + draw) for draw in range(n)]
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from analyses.rewriting import arguments as given
-from analyses.rewriting.choices import CALIBRATIONS, ORACLES, ORDERS
+from analyses.rewriting.choices import CALIBRATIONS, ORACLES
 from analyses.rewriting.plans import Plan
 from sat_lens.coders import CoderConfig
 
@@ -26,7 +26,7 @@ def standard_plans(name: str, short: Sequence[str], args: argparse.Namespace, co
         name, keep=args.keep or ("topk" if paper and has_k else "all"), oracle=args.oracle, skip=not args.no_skip,
         bias=not args.no_bias,
     )  # fmt: skip
-    orders = args.order or ORDERS
+    orders = args.order or given.CURVE_ORDERS
     curve = args.calibration or (("linear-maximum", "quantile") if paper else given.CURVE)
     found = [
         dataclasses.replace(base, fraction=fraction, order=order, calibration=calibration)
@@ -43,7 +43,10 @@ def standard_plans(name: str, short: Sequence[str], args: argparse.Namespace, co
         others += [dataclasses.replace(whole, skip=False)] if coder.kind == "skip" else []
         others += [dataclasses.replace(whole, bias=False)]
         found += [plan for plan in others if plan not in found]
-    found += [dataclasses.replace(whole, explanations=one) for one in short if one.rpartition(".b")[0] == name]
+    own = sorted(
+        (one for one in short if one.rpartition(".b")[0] == name), key=lambda one: int(one.rpartition(".b")[2])
+    )
+    found += [dataclasses.replace(whole, explanations=one) for one in own]
     return found
 
 

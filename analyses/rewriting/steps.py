@@ -15,6 +15,7 @@ from analyses.provenance import checkpoint_sha256
 from analyses.result import Result
 from analyses.rewriting import arguments as given
 from analyses.rewriting.explaining import explained_by_model, explained_by_rules, sampled_latents, within_bits
+from analyses.rewriting.faults import FAULTS
 from analyses.rewriting.loss import rewriting_loss
 from analyses.rewriting.random_coder import random_coder
 from analyses.rewriting.rewriter import Rewriter, dealt_to_others, rule_rewriter
@@ -199,14 +200,18 @@ def backend_of(run: RunFolder, args: argparse.Namespace) -> ChatBackend:
     from analyses.explain.chat_hf import HfChat
     from analyses.explain.chat_http import HttpChat
     from analyses.explain.chat_replay import Recording, ReplayChat
+    from analyses.explain.chat_wire import Limits
 
     if args.explainer == "replay":
         return ReplayChat(args.cassette)
     if args.explainer == "hf":
         inner = HfChat(args.weights, args.device)
     else:
-        budget = Budget(args.max_calls, args.max_tokens)
-        inner = HttpChat(args.url, args.model, key_variable=args.key_variable, budget=budget)
+        budget, limits = Budget(args.max_calls, args.max_tokens), Limits(total_s=args.timeout or Limits.total_s)
+        inner = HttpChat(
+            args.url, args.model, key_variable=args.key_variable, n_threads=args.threads or 4, budget=budget,
+            limits=limits,
+        )  # fmt: skip
     cached = CachedChat(inner, run.path / "replies")
     return Recording(cached, args.cassette) if args.cassette else cached
 
@@ -304,6 +309,8 @@ def loss_step(run: RunFolder, made: Setting, args: argparse.Namespace) -> None:
     scores = {name: ranking(run, name, rewriters[name], rank_by) for name in names}
     found = rewriting_loss(made, rewriters, plans, scores, **knobs, progress=not args.quiet)
     found.meta["knobs"] |= {"rank_by": rank_by, "preset": args.preset or "", "explanations": names}
+    if args.preset == "paper":
+        found.meta["summary"] += f"\nthe published order of things, whose {len(FAULTS)} faults the page `method` names"
     found.save(folder)
     run.record("loss", settings)
 

@@ -376,7 +376,7 @@ def test_what_probing_and_self_repair_found_is_shown_as_text():
     ]  # fmt: skip
     assert "2 classes, 10 tokens" in page and "0.50 [0.25, 0.75]" in page and ">silent<" not in page
     without = report_html([entry("a")])
-    assert without.count("Not known: it was not asked.") == 5
+    assert without.count("Not known: it was not asked.") == 6
 
 
 @pytest.mark.parametrize("question", ["probing", "self_repair"])

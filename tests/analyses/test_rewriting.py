@@ -8,7 +8,7 @@ from analyses.explain.rule import constant, patterns
 from analyses.rewriting.baselines import BASELINES, baselines
 from analyses.rewriting.explaining import explained_by_rules, within_bits
 from analyses.rewriting.intervention import intervention
-from analyses.rewriting.loss import rewriting_loss
+from analyses.rewriting.loss import rewriting_loss, summary
 from analyses.rewriting.plans import Plan, Said, plan_edit, ranked_latents
 from analyses.rewriting.rewriter import Rewriter, dealt_to_others, rule_rewriter
 from analyses.rewriting.scoring import SCORES, scored
@@ -105,6 +105,8 @@ def test_a_plan_that_is_told_the_true_latents_is_the_reconstruction_exactly(tiny
 def test_simulations_that_are_true_recover_everything(tiny_model):
     made = random_setting(tiny_model)
     found = rewriting_loss(made, {"truth": of_truth(made)}, [Plan("truth", 1.0), Plan("truth", 1.0, keep="topk")])
+    assert "of the way recovered" in summary(found.table.assign(kl_minus_zero_high=-0.1))
+    assert "too few tokens to tell" in summary(found.table.assign(kl_minus_zero_high=0.1))
     for keep in ("all", "topk"):
         assert row_of(found, "truth", keep=keep)["recovered_kl"] == pytest.approx(1, abs=1e-4)
 
@@ -256,6 +258,17 @@ def test_latents_are_ranked_best_first_and_those_without_a_score_last():
     assert ranked_latents(torch.arange(4), scores, "score").tolist() == [2, 0, 3, 1]
     drawn = [ranked_latents(torch.arange(30), torch.zeros(30), "random", seed).tolist() for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2] and sorted(drawn[0]) == list(range(30))
+
+
+def test_the_most_often_active_latents_are_rewritten_first_where_that_is_asked_for(tiny_model):
+    made = random_setting(tiny_model)
+    active = n_active(made.of("explain"))
+    busiest = active.argsort(descending=True, stable=True)[:6]
+    weight = mass(made.of("evaluate"))
+    zero = rule_rewriter("zero", zero_explanations(made), made.vocabulary)
+    found = rewriting_loss(made, {"zero": zero}, [Plan("zero", 0.2, "density")])
+    assert row_of(found, "zero")["mass_rewritten"] == pytest.approx(float(weight[busiest].sum() / weight.sum()))
+    assert len(set(active[busiest].tolist())) > 1 and float(weight[busiest].sum() / weight.sum()) > 0.2
 
 
 @pytest.mark.parametrize(

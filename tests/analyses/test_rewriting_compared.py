@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from analyses.figures import Page
+from analyses.page import interval, number
+from analyses.report import stored_rewriting
 from analyses.result import Result
 from analyses.rewriting.comparison import MATCHED, REWRITTEN, rewriting_compared
 from analyses.rewriting.explaining import explained_by_rules
@@ -14,9 +16,10 @@ from analyses.rewriting.latent_page import latent_page
 from analyses.rewriting.latents import latents_shown
 from analyses.rewriting.loss import rewriting_loss
 from analyses.rewriting.plans import Plan
+from analyses.rewriting.report_part import rewriting_html
 from analyses.rewriting.rewriter import dealt_to_others, rule_rewriter
 from analyses.rewriting.scoring import OWN, SHUFFLED, scored, scores_result
-from analyses.rewriting.summed_up import summed_up
+from analyses.rewriting.summed_up import mean_of, summed_up
 from tests.cases.rewriting import planted_setting
 
 
@@ -77,13 +80,13 @@ def test_runs_of_other_texts_or_of_one_checkpoint_are_not_compared(one):
 def test_figures_show_the_numbers_of_the_table(one):
     result, _ = one
     drawn = rewriting_figures(result)
-    assert set(drawn) == {"fraction", "one_at_a_time", "calibration", "scores"}
+    assert set(drawn) == {"fraction", "one_at_a_time", "calibration", "scores", "method"}
     curve = next(trace for trace in drawn["fraction"].data if trace.name == "token, not calibrated, random")
     rows = result.table[(result.table["name"] == "token") & (result.table.calibration == "none")]
     rows = rows[(rows.oracle == "none") & (rows["skip"] == 1)].sort_values("fraction")
     assert list(curve.x) == [0, 0.5, 1] and list(curve.y) == rows.kl.tolist()
     labels = [label for trace in drawn["one_at_a_time"].data for label in trace.y]
-    assert labels[-3:] == ["token: quantile", "token: told: both", "token: no skip connection"] and len(labels) == 11
+    assert labels[-3:] == ["token: quantile", "token: oracle: both", "token: no skip connection"] and len(labels) == 11
     assert "a&lt;b&gt;" in drawn["fraction"].layout.title.text
     assert sum(result.meta["scores"]["token"]["histograms"]["r"]["counts"][OWN]) == 10
 
@@ -96,3 +99,31 @@ def test_the_page_of_latents_shows_examples_with_both_activations_and_no_markup(
     assert "true 100, simulated" in page.document and page.document.count("<details") == 4
     nasty = dataclasses.replace(shown, table=shown.table.assign(text='</p><script>alert("x")</script>'))
     assert "<script" not in latent_page(nasty).document
+
+
+def test_the_report_says_the_numbers_and_no_markup_of_what_it_shows(one):
+    result, _ = one
+    nasty = dataclasses.replace(result, meta=result.meta | {"summary": "<script>alert(1)</script>\nx"})
+    found = rewriting_html(nasty)
+    assert "<script>alert" not in found and "&lt;script&gt;alert(1)" in found
+    row = result.table[(result.table["name"] == "token") & (result.table.oracle == "both")].iloc[0]
+    assert f"<td>token: oracle: both</td><td>{interval(row.kl, row.kl_low, row.kl_high)}</td>" in found
+    r = mean_of(result.meta, "token", "r")
+    floor = mean_of(result.meta, "token", "r", SHUFFLED)["value"]
+    cells = (interval(r["value"], r["ci_low"], r["ci_high"]), number(floor), number(None), number(r["n"]))
+    assert "".join(f"<td>{cell}</td>" for cell in ("r", *cells)) in found
+    assert "an index for an activation" in found and found.count('class="figure"') == 2
+
+
+def test_the_report_takes_a_stored_run_of_the_same_weights_and_a_quick_one_where_there_is_no_other(one, tmp_path):
+    result, _ = one
+    made = {"checkpoint": "c", "checkpoint_sha256": "0"}
+    folder, quick = tmp_path / "rewriting" / "c", tmp_path / "rewriting" / "c.quick"
+    with pytest.raises(ValueError, match=r"no result is in rewriting/c; python -m analyses\.rewriting c makes one"):
+        stored_rewriting(folder, made)
+    dataclasses.replace(result, meta=result.meta | {"summary": "quick"}).save(quick)
+    assert stored_rewriting(folder, made).meta["summary"] == "quick"
+    result.save(folder)
+    assert stored_rewriting(folder, made).meta["summary"] == result.meta["summary"]
+    with pytest.raises(ValueError, match="is of other weights"):
+        stored_rewriting(folder, made | {"checkpoint_sha256": "1"})
