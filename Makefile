@@ -47,9 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 figures: $(STAMP)
-	$(BIN)/python -m analyses.localization $(CKPTS) --out results
-	$(BIN)/python -m analyses.sparsity $(CKPTS) --out results
-	$(BIN)/python -m analyses.paper $(CKPTS) --stored --out results
+	$(BIN)/python -m analyses.paper $(CKPTS) --static --out results $(ARGS)
 
 clean:
 	rm -rf $(VENV) results runs

@@ -5,10 +5,10 @@ Nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import contextlib
+import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sat_lens.devices import check_device, known_device
 COMPARED = "arms"
 """Folder of what compares several checkpoints."""
 
+TEXT_FILES = (".txt", ".json", ".jsonl", ".parquet")
 HEAD = 10
 """Rows of the table that stdout shows."""
 
@@ -34,12 +35,16 @@ def question_parser(question: str, description: str | None) -> Parser:
     )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of samples and resamples (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of samples and resamples (default: 0)")
     parser.add_argument("--n", type=positive, default=128, help="examples (default: 128)")
-    parser.add_argument("--corpus", help="stories, a text file, or a dataset name, where the question reads text")
+    parser.add_argument(
+        "--corpus", type=corpus_name, help="stories, a text file, or a dataset name, where the question reads text"
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the result, one JSON line a checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--static", action="store_true", help="also write figures as .svg and .pdf")
+    parser.add_argument(
+        "--static", action="store_true", help="also write figures as .svg and .pdf, by Chrome or else matplotlib"
+    )
     return parser
 
 
@@ -48,6 +53,22 @@ def positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 8 and 0 < int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 and at most 1,000,000; got {text!r}")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 to 2^31 - 1."""
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and below 2^31; got {text!r}")
+    return int(text)
+
+
+def corpus_name(text: str) -> str:
+    """A corpus; what can only be a file must be there."""
+    path = Path(text)
+    is_a_file = path.is_absolute() or text.startswith(".") or path.suffix in TEXT_FILES
+    if is_a_file and not set("+:") & set(text) and not os.path.exists(text):  # the last two make a mixture
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return text
 
 
 def device_name(text: str) -> str:
@@ -205,10 +226,11 @@ def with_shared_provenance(compared: Any, results: Sequence[Any]) -> Any:
 def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: bool = False) -> None:
     """Table, meta and figures as one folder that takes the place of an earlier one, whole or not at all."""
     from analyses.figures import write_figure
-    from sat_lens.files import replace_folder
+    from sat_lens.files import replace_folder, temporary_beside
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = temporary_beside(folder)
+    temporary.mkdir()
     try:
         result.save(temporary)
         problems = [
@@ -216,7 +238,6 @@ def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: 
         ]
         if problem := next(filter(None, problems), None):
             sys.stderr.write(f"warning: {problem}\n")
-        temporary.chmod(0o755)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

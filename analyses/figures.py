@@ -120,6 +120,7 @@ def by_arm(
         spacing: passed to plotly's `make_subplots`.
     """
     arms, titles = list(dict.fromkeys(table.arm)), list(titles or metrics)
+    broken = [html.escape(arm).replace(" ", "<br>", 1) for arm in map(str, arms)]
     n_rows = max(1, -(-len(metrics) // 3))
     drawn = make_subplots(rows=n_rows, cols=3, subplot_titles=titles, vertical_spacing=0.16, **spacing)
     drawn.update_layout(template=TEMPLATE, title_text=title, height=height, showlegend=False)
@@ -138,7 +139,7 @@ def by_arm(
             "n = %{customdata[2]}<extra></extra>",
             **place,
         )
-        ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": arms}
+        ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": broken}
         drawn.update_xaxes(**ticks, range=[-0.5, len(arms) - 0.5], showgrid=False, **place)
         if metric in zero:
             drawn.add_hline(y=0, line={"color": "#BBBBBB", "dash": "dot"}, **place)
@@ -189,8 +190,8 @@ def write_figure(drawn: go.Figure | Page, path: Path | str, static: bool = False
     Args:
         drawn: the figure.
         path: of the HTML file.
-        static: also write .svg and .pdf beside it; for a Plotly figure that takes kaleido and a Chrome, and a
-            page has an .svg at most.
+        static: also write .svg and .pdf beside it: by kaleido where it is installed and finds a Chrome, by matplotlib
+            where not. A page has an .svg at most.
 
     Returns:
         Why the static files could not be written, on one line; None where all went well.
@@ -206,8 +207,26 @@ def write_figure(drawn: go.Figure | Page, path: Path | str, static: bool = False
     if not static:
         return None
     try:
-        for suffix in (".svg", ".pdf"):
-            write_whole(path.with_suffix(suffix), drawn.to_image(format=suffix[1:]))
-    except Exception as error:  # kaleido and Chrome fail in many ways, none of which touches the HTML
-        return f"no .svg and .pdf: they need kaleido 1 and a Chrome ({' '.join(str(error).split())[:200]})"
+        for format in STATIC:
+            write_whole(path.with_suffix(f".{format}"), static_image(drawn, format))
+    except ValueError as error:
+        return f"no .svg and .pdf of {path.stem}: {' '.join(str(error).split())[:200]}"
     return None
+
+
+STATIC = ("svg", "pdf")
+"""What `static` writes."""
+
+
+def static_image(drawn: go.Figure, format: str) -> bytes:
+    """An image by Chrome, else by matplotlib.
+
+    Raises:
+        ValueError: neither can.
+    """
+    from analyses.static_figures import rendered
+
+    try:
+        return drawn.to_image(format=format)
+    except Exception:  # no kaleido, no Chrome, or one of the many ways in which they fail
+        return rendered(drawn, format)

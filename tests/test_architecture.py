@@ -25,6 +25,7 @@ SHARED = {
     "provenance",
     "random_weights",
     "result",
+    "static_figures",
     "statistics",
     "texts",
     "unit_streams",

@@ -71,6 +71,7 @@ def _banded(
     drawn.add_scatter(
         x=[*rows.n_edges[band], *rows.n_edges[band][::-1]],
         y=[*high[band], *low[band][::-1]],
+        mode="lines",
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},0.16)",
         line={"width": 0},

@@ -46,7 +46,9 @@ def trade_off_figure(result: Result) -> go.Figure:
 
 def training_figure(result: Result) -> go.Figure:
     """Held-out loss of both streams while training: a colour an arm, dotted the ablated stream."""
-    drawn = figure(title="Held-out loss while training", x_title="tokens", y_title="nats a token")
+    drawn = figure(
+        title="Held-out loss while training (the last run of each model)", x_title="tokens seen", y_title="nats a token"
+    )
     curves: list[dict[str, Any]] = result.meta["curves"]
     arms = list(dict.fromkeys(curve["arm"] for curve in curves))
     seen = set()

@@ -30,17 +30,23 @@ class Claim(NamedTuple):
         text: the claim.
         published: on what it rests there.
         metric: of ours.
-        sign: of arm minus baseline, if the claim is right; 0 where it is that nothing changes.
+        sign: of arm minus baseline, if the claim is right; 0 where it is that nothing is lost.
+        margin: where nothing is lost, the ratio to the baseline that counts as none (`equivalence`); more is a loss.
     """
 
     text: str
     published: str
     metric: str
     sign: int
+    margin: float | None = None
+
+
+NO_HARM = 1.05
+"""Perplexity within 5 % of the baseline's (.049 nats a token) counts as no loss; the paper states no margin."""
 
 
 CLAIMS = (
-    Claim("language modelling is not compromised", "perplexity +13 % to +22 %", "perplexity", 0),
+    Claim("language modelling is not compromised", "perplexity +13 % to +22 %", "perplexity", 0, NO_HARM),
     Claim("circuits are smaller", "30 to 70 IOI edges against 79 (ACDC, tau 0.03)", "IOI edges", -1),
     Claim("circuits are smaller", "the same", "edges at faithfulness 0.9", -1),
     Claim("features are sparser", "SAE L0 4.0 to 5.5 against 7.2", "SAE L0 at FVU", -1),

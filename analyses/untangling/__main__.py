@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.cli import positive
+from analyses.cli import positive, seed
 from sat_lens.commands import Parser, command_parser, run
 
 TASKS = ("sum", "concat")
@@ -72,7 +72,7 @@ def parser() -> Parser:
     sweep.add_argument("--show", nargs="+", default=[], metavar="12+7", help="problems whose answers are shown")
     sweep.add_argument("--quick", action="store_true", help="no single units, no greedy choice, no relearning")
     sweep.add_argument("--reproduce", action="store_true", help="the source's own experiment beside the published one")
-    sweep.add_argument("--seed", type=int, default=0, help="of examples, folds and draws (default: 0)")
+    sweep.add_argument("--seed", type=seed, default=0, help="of examples, folds and draws (default: 0)")
     sweep.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
     sweep.add_argument("--name", default="untangling", help="folder under --out (default: untangling)")
     sweep.add_argument("--json", action="store_true", help="print nothing but the result, one JSON line")

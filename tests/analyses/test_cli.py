@@ -41,6 +41,10 @@ def any_model(monkeypatch, tiny_model):
         (["x", "--n", "1e3"], "got '1e3'"),
         (["x", "--device", "gpu"], "must be cpu, cuda, cuda:N or mps; got 'gpu'"),
         (["x", "--seed", "a"], "--seed"),
+        (["x", "--seed", "-1"], "--seed: must be a whole number of at least 0 and below 2^31; got '-1'"),
+        (["x", "--seed", "9" * 10], "below 2^31"),
+        (["x", "--corpus", "nowhere.txt"], "--corpus: there is no file 'nowhere.txt'"),
+        (["x", "--corpus", "/no/where"], "there is no file"),
         (["x", "--corpse", "a"], "--corpse"),
     ],
 )

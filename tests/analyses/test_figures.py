@@ -1,4 +1,5 @@
 import re
+import sys
 
 import numpy as np
 import plotly.graph_objects as go
@@ -55,7 +56,7 @@ def test_the_same_figure_is_written_byte_for_byte_again(drawn, tmp_path):
     assert (tmp_path / "a" / "curve.html").read_bytes() == (tmp_path / "b" / "curve.html").read_bytes()
 
 
-def test_static_figures_are_written_or_one_line_says_why_not(drawn, tmp_path, monkeypatch):
+def test_static_figures_are_written_by_chrome_or_without_it_or_one_line_says_why_not(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(go.Figure, "to_image", lambda self, format: f"<{format}>".encode())
     assert write_figure(drawn, tmp_path / "a.html", static=True) is None
     assert (tmp_path / "a.svg").read_text() == "<svg>"
@@ -65,8 +66,11 @@ def test_static_figures_are_written_or_one_line_says_why_not(drawn, tmp_path, mo
         raise RuntimeError("no\nChrome")
 
     monkeypatch.setattr(go.Figure, "to_image", broken)
-    problem = write_figure(drawn, tmp_path / "b.html", static=True)
-    assert "\n" not in problem
-    assert "kaleido" in problem
-    assert "no Chrome" in problem
-    assert [path.name for path in tmp_path.glob("b.*")] == ["b.html"]
+    assert write_figure(drawn, tmp_path / "b.html", static=True) is None
+    assert (tmp_path / "b.pdf").read_bytes().startswith(b"%PDF")
+    pie = go.Figure(go.Pie(values=[1]))
+    problem = write_figure(pie, tmp_path / "c.html", static=True)
+    assert problem == "no .svg and .pdf of c: a trace of type 'pie' is not drawn without a browser"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "need matplotlib: pip install" in write_figure(drawn, tmp_path / "c.html", static=True)
+    assert [path.name for path in tmp_path.glob("c.*")] == ["c.html"]

@@ -7,11 +7,16 @@ import pandas as pd
 import pytest
 
 from analyses.paper.__main__ import main
+from analyses.paper.circuits import circuits_figure, stored_circuit
 from analyses.paper.comparison import HOLDS, OPEN, REVERSED, paper_compared
 from analyses.paper.curves import held_out_curve
+from analyses.paper.equivalence import equivalence_p_value, ratio_p_value
 from analyses.paper.figures import trade_off_figure, training_figure
-from analyses.paper.published import CLAIMS, FAITHFUL, ROWS
+from analyses.paper.mechanism import mechanism
+from analyses.paper.mechanism_figure import mechanism_figure
+from analyses.paper.published import CLAIMS, FAITHFUL, NO_HARM, ROWS
 from analyses.paper.rows import METRICS, UNITS, model_rows
+from analyses.paper.story import story_figure, told_story
 from analyses.paper.tables import PUBLISHED, arm_rows, cells, latex, paper_page, write_tables
 from analyses.result import Result
 from sat_lens import SelfAblation, save
@@ -78,7 +83,7 @@ def models(shift: dict[str, float]) -> list[Result]:
             curves = [{"checkpoint": name, "arm": "none" if arm == "none" else "local k=4", "points": points}]
             ablation = SelfAblation(mask=arm).to_dict()
             meta = {"checkpoint": name, "ablation": ablation, "training": {"seed": seed}, "curves": curves}
-            results.append(Result("paper", table, {}, {**meta, "reproduce": False}))
+            results.append(Result("paper", table, {}, {**meta, "reproduce": False}))  # no mechanism, no circuit
     return results
 
 
@@ -104,6 +109,56 @@ def test_each_claim_gets_the_verdict_that_was_planted(tmp_path):
     ]  # fmt: skip
 
 
+def test_two_one_sided_tests_by_hand():
+    # Means 1.02 and 1.01, variances 1e-4, n 3: error sqrt(2e-4 / 3) = .0081650, 4 degrees of freedom. At the margin .05
+    # the sides are t = .04 / .0081650 = 4.89898 (= sqrt 24) and .06 / .0081650 = 7.3485. Of 4 degrees of freedom
+    # P(T > t) = 1/2 - 3/8 u (1 - u^2 / 12), u = t / sqrt(1 + t^2 / 4): here t^2 = 24, 1 + 6 = 7, u = sqrt(24 / 7).
+    values, base = [1.01, 1.02, 1.03], [1.00, 1.01, 1.02]
+    square = 24 / 7  # u^2
+    by_hand = 0.5 - 0.375 * square**0.5 * (1 - square / 12)
+    assert by_hand == pytest.approx(0.00402, abs=5e-6)
+    assert equivalence_p_value(values, base, 0.05) == pytest.approx(by_hand, rel=1e-9)
+    assert equivalence_p_value(base, values, 0.05) == pytest.approx(by_hand, rel=1e-9)  # both sides count
+    assert equivalence_p_value(values, base, 0.01) == pytest.approx(0.5)  # at the margin itself
+    assert equivalence_p_value(values, base, 0.001) > 0.5
+    assert ratio_p_value(np.exp(values), np.exp(base), np.exp(0.05)) == pytest.approx(by_hand, rel=1e-9)
+    assert np.isnan(equivalence_p_value([1.0], base, 0.05)) and np.isnan(equivalence_p_value([1, 1], [1, 1], 0.05))
+    for function, margin in ((equivalence_p_value, 0.0), (ratio_p_value, 1.0)):
+        with pytest.raises(ValueError, match="margin"):
+            function(values, base, margin)
+
+
+def test_welch_s_freedom_is_that_of_unequal_spreads():
+    from scipy import stats
+
+    draw = np.random.default_rng(0)
+    values, base = draw.normal(0.1, 1, 5), draw.normal(0, 3, 8)
+    sides = [stats.ttest_ind(values + sign * 2.5, base, equal_var=False, alternative=way).pvalue
+             for sign, way in ((1, "greater"), (-1, "less"))]  # fmt: skip
+    assert equivalence_p_value(values, base, 2.5) == pytest.approx(max(sides))
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [(0.0, HOLDS), (0.05, HOLDS), (0.25, REVERSED), (1.0, REVERSED), (-0.25, HOLDS), (-1.0, HOLDS)],
+)
+def test_no_loss_is_claimed_only_within_the_margin(difference, verdict):
+    claims = paper_compared(models({"perplexity": difference})).meta["claims"]
+    row = next(row for row in claims if row["metric"] == "perplexity")
+    assert row["margin"] == NO_HARM == 1.05 and row["verdict"] == verdict  # 5.01 * 1.05 = 5.26
+    assert [r["margin"] for r in claims if r is not row] == [None] * (len(CLAIMS) - 1)
+
+
+def test_seeds_too_few_or_too_far_apart_show_no_equivalence():
+    two = [result for result in models({}) if result.meta["training"]["seed"] < 2]
+    assert {row["verdict"] for row in paper_compared(two).meta["claims"]} == {OPEN}
+    wide = models({})
+    for result in wide:
+        result.table.loc[result.table.metric == "perplexity", "value"] = 5.0 + result.meta["training"]["seed"]
+    row = next(row for row in paper_compared(wide).meta["claims"] if row["metric"] == "perplexity")
+    assert row["difference"] == 0 and row["p"] == 1 and row["verdict"] == OPEN  # no difference found is no evidence
+
+
 def test_a_row_of_the_table_is_the_mean_over_seeds_with_its_interval_and_published_rows_are_marked():
     compared = paper_compared(models({}))
     found = arm_rows(compared.table, FAITHFUL)
@@ -119,6 +174,95 @@ def test_a_row_of_the_table_is_the_mean_over_seeds_with_its_interval_and_publish
     text = latex(header, rows, "5 % of_all")
     assert text.count(r"\\") == 1 + 2 + 9 and r"mean\_abs\_weight" in text and r"5 \% of\_all" in text
     assert "local k=4 (ours, 3 seeds) & 5.01 [4.99, 5.03]" in text and "local k=4 (published) & 6.58 & 30 &" in text
+
+
+@pytest.mark.parametrize("mask", ["none", "local", "global", "both"])
+def test_the_mechanism_has_every_hook_point_of_the_model_once_and_the_drawing_shows_them(tiny_model, mask):
+    model = tiny_model(ablation={"mask": mask})
+    found = mechanism(model)
+    listed = [name for hooks in (*found["layers"], found["ends"]) for names in hooks.values() for name in names]
+    assert sorted(listed) == sorted(model.hook_dict)
+    block = found["layers"][1]
+    assert block["clean stream"] == [f"blocks.1.hook_resid_{at}" for at in ("pre", "mid", "post")]
+    assert "blocks.1.attn.hook_z" in block["clean stream: attention"]
+    assert "blocks.1.mlp.hook_post" in block["clean stream: MLP"]
+    drawn = mechanism_figure(json.loads(json.dumps(found)))
+    told = "".join(text for trace in drawn.data if trace.customdata is not None for text in trace.customdata)
+    assert all(f"<br>{name}" in told for name in model.hook_dict)
+    kinds = [trace.name for trace in drawn.data if trace.name]
+    assert kinds == ["clean stream", *(["ablated stream", "what chooses units", "keys and values of earlier positions"]
+                                       if mask != "none" else [])]  # fmt: skip
+    if mask != "none":
+        assert block["attention: mask"] == ["blocks.1.attn.hook_mask"]
+        assert block["MLP: gate"] == ["blocks.1.mlp.hook_gated_post"]
+        assert "3 of 16 z channels and 5 of 24 neurons" in drawn.layout.title.text
+        texts = [text for trace in drawn.data if trace.text is not None for text in trace.text]
+        assert texts.count("3 of 16<br>channels") == 2 and texts.count("5 of 24<br>neurons") == 2
+    starts = {x for trace in drawn.data if trace.name == "what chooses units" for x in trace.x if x is not None}
+    assert (0.0 in starts) == (mask in ("local", "both"))  # from the stream that enters the block
+    assert (0.85 in starts) == (mask in ("global", "both"))  # from the final norm
+
+
+def test_many_blocks_are_three_and_other_layouts_are_drawn(tiny_model):
+    deep = mechanism_figure(mechanism(tiny_model(ablation={"mask": "global"}, n_layers=7)))
+    texts = [text for trace in deep.data if trace.text is not None for text in trace.text]
+    assert "... blocks 2 to 5 ..." in texts and {"<b>0</b>", "<b>1</b>", "<b>6</b>"} <= set(texts)
+    for changes in ({"attn_only": True}, {"parallel_attn_mlp": True}, {"normalization_type": None}):
+        model = tiny_model(ablation={"mask": "local", "unit": "head", "k_attn": 2}, **changes)
+        found = mechanism(model)
+        listed = [name for hooks in (*found["layers"], found["ends"]) for names in hooks.values() for name in names]
+        assert sorted(listed) == sorted(model.hook_dict)
+        texts = [t for trace in mechanism_figure(found).data if trace.text is not None for t in trace.text]
+        assert "2 of 4<br>heads" in texts and ("MLP" in texts) == ("attn_only" not in changes)
+
+
+def test_the_figure_of_a_story_shows_the_masks_that_the_model_has(tiny_model, tiny_tokenizer, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n<|endoftext|>\n".join(" ".join(f"w{1 + (i * j) % 28}" for j in range(8)) for i in range(9)))
+    model = tiny_model(ablation={"mask": "local"})
+    model.tokenizer = tiny_tokenizer
+    story = json.loads(json.dumps(told_story(model, str(corpus), 0)))
+    n, heads = len(story["tokens"]), np.array(story["heads"])
+    assert heads.shape == (2, 4, n) and (heads.sum(1) == 3).all() and len(story["neurons"]) == 2 * 5 * n
+    drawn = story_figure(Result("paper", pd.DataFrame(), {}, {"story": story, "checkpoint": "<b>"}))
+    bars, grid, *dots = drawn.data
+    cost = np.array(story["loss_ablated"][:-1]) - np.array(story["loss_clean"][:-1])
+    np.testing.assert_allclose(np.array(bars.y, dtype=float)[:-1], cost)
+    assert np.array(grid.z).shape == (8, n) and np.array(grid.z)[4:].tolist() == heads[1].tolist()
+    assert min(dots[1].y) >= 24 and len(dots) == 2 and "&lt;b&gt;" in drawn.layout.title.text
+    plain = tiny_model(ablation={"mask": "none"})
+    plain.tokenizer = tiny_tokenizer
+    assert told_story(plain, str(corpus), 0) is None
+
+
+def test_circuits_side_by_side_tell_what_both_have_from_what_one_has(three_paths):
+    made = three_paths()
+    graph = made.setting.graph
+    meta = {"graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads}, "method": "acdc"}
+
+    def stored(*edges: int):
+        from analyses.localization.circuit import Circuit
+
+        table = Circuit(graph, made.scores(1, 1, 1, 1, 1), made.circuit(*edges)).table()
+        return stored_circuit(Result("localization", table, {}, meta))
+
+    both, one = stored(1, 2, 3), stored(1, 4, 2)  # m0->m1 is a dead end without m1->logits
+    assert both["edges"] == [["input", "m0", ""], ["m0", "m1", ""], ["m1", "logits", ""]]
+    assert one["edges"] == [["input", "m0", ""], ["m0", "logits", ""]] and one["n_edges"] == 3
+    assert stored_circuit(None) is None
+    drawn = circuits_figure([{"checkpoint": name, "arm": arm, **circuit} for name, arm, circuit in
+                             (("a", "none", both), ("b", "none", one), ("c", "local", one))])  # fmt: skip
+    told = {}
+    for trace in drawn.data:
+        if trace.mode == "lines":
+            told.setdefault((trace.xaxis, trace.name), set()).update(text for text in trace.text if text)
+    assert told == {
+        ("x", "in none"): {"input to m0", "m0 to m1", "m1 to logits"},
+        ("x2", "in none"): {"input to m0"},
+        ("x2", "only in local"): {"m0 to logits"},
+    }
+    titles = [note.text for note in drawn.layout.annotations]
+    assert titles[0].startswith("none (a)<br>3 of ") and titles[1].startswith("local (c)<br>3 of ")
 
 
 def test_curves_count_tokens_of_the_training_before():
@@ -150,4 +294,91 @@ def test_the_command_shows_what_is_stored_of_these_weights_alone(tiny_model, tin
     assert {row["verdict"] for row in compared["meta"]["claims"]} == {OPEN}  # one seed an arm
     folder = out / "paper" / "arms"
     assert {"table1.tex", "table1.csv", "sound.tex", "claims.csv", "figures"} <= {p.name for p in folder.iterdir()}
-    assert {p.name for p in (folder / "figures").iterdir()} == {"table.html", "trade_off.html", "training.html"}
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "table.html", "trade_off.html", "training.html", "mechanism_none.html", "mechanism_local.html",
+    }  # fmt: skip
+    own = {p.name for p in (out / "paper" / "local" / "figures").iterdir()}
+    assert own == {"mechanism.html", "training.html", "masks.html"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tokens", "0"], "--tokens: must be a whole number"),
+        (["--sae-steps", "none"], "--sae-steps: must be a whole number"),
+        (["--stored", "--sae-steps", "5"], "--stored asks no question"),
+        (["--task", "iio"], "--task must be one of"),
+        (["--n", "1"], "--n must be at least 2 prompts"),
+        (["--n", "x"], "--n: must be a whole number"),
+        (["--device", "tpu"], "--device: device must be cpu"),
+        (["--seed", "one"], "--seed"),
+        (["--stored=yes"], "--stored"),
+        (["--reproduce=1"], "--reproduce"),
+        (["--json=1"], "--json"),
+        (["--static=1"], "--static"),
+        (["--quiet=1"], "--quiet"),
+        (["--out"], "--out"),
+        (["--corpus"], "--corpus"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["none-s0", *argv])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_published_procedures_from_end_to_end_by_the_command(
+    tiny_model, tiny_tokenizer, tmp_path, capsys, monkeypatch
+):
+    """Every question is asked: ACDC in the reference's order, one SAE of coefficient 5, the published weights."""
+    import dataclasses
+
+    from analyses.sae import settings
+
+    small = {"batch_tokens": 100, "norm_batches": 2, "rows": 8, "buffer_rows": 40, "text_tokens": 5_000, "expansion": 2}
+    monkeypatch.setattr(settings, "PUBLISHED", dataclasses.replace(settings.PUBLISHED, **small, n_tokens=10_000))
+    draw = np.random.default_rng(0)
+    corpus, task, out = tmp_path / "corpus.txt", tmp_path / "prompts.json", tmp_path / "out"
+    texts = [" ".join(f"w{i}" for i in draw.integers(1, 29, draw.integers(5, 12))) for _ in range(1000)]
+    corpus.write_text("\n<|endoftext|>\n".join(texts) + "\n")
+    prompts = [{"clean": f"w{i} w9 w{j}", "corrupt": f"w{i} w10 w{j}", "answers": [" w3"], "wrong_answers": [" w4"]}
+               for i in range(11, 15) for j in range(15, 17)]  # fmt: skip
+    task.write_text(json.dumps({"word_idxs": {}, "prompts": prompts}))
+    folders = []
+    for i, mask in enumerate(("none", "local")):
+        model = tiny_model(ablation={"mask": mask}, seed=i)
+        model.tokenizer = tiny_tokenizer
+        folders.append(str(tmp_path / mask))
+        save(model, folders[-1], training={"seed": 0, "tokens_seen": 9, "step": 3},
+             log='{"step": 3, "held_out_clean": 3.0, "held_out_ablated": 3.5}\n')  # fmt: skip
+    flags = ["--reproduce", "--sae-steps", "20", "--n", "8", "--task", str(task), "--corpus", str(corpus)]
+    main([*folders, *flags, "--out", str(out), "--tokens", "200", "--quiet", "--json", "--static"])
+    printed = capsys.readouterr()
+    first, second, compared = (json.loads(line) for line in printed.out.splitlines())
+    assert "warning" not in printed.err
+    for one in (first, second):
+        found = {row["metric"]: row["value"] for row in one["table"]}
+        assert set(FAITHFUL) <= set(found) and all(found[name] is not None for name in FAITHFUL)
+    assert compared["meta"]["short"] == ["SAEs of 20 steps", "8 prompts", "task prompts.json"]
+    root = out / "reproduce"
+    assert json.loads((root / "localization" / "local.acdc" / "meta.json").read_text())["meta"]["knobs"]["order"] == (
+        "reference"
+    )
+    swept = Result.load(root / "sae" / "local")
+    assert swept.meta["settings"]["coefficients"] == [5.0] and swept.meta["settings"]["lr"] == 1e-5
+    counted = Result.load(root / "sparsity" / "none").table.set_index(["of", "metric"])
+    assert second["table"] and counted.loc[("with embeddings", "mean_abs_weight")].value == pytest.approx(
+        next(row["value"] for row in first["table"] if row["metric"] == "mean_abs_weight")
+    )
+    folder = root / "paper" / "arms"
+    table = pd.read_csv(folder / "table1.csv")
+    assert set(table[table.source == "published"].arm) == set(ROWS)
+    assert set(table[table.source == "ours"].arm) == {"none", "local k=3/5"}
+    text = (folder / "table1.tex").read_text()
+    assert text.count("(published)") == 9 and text.count("(ours, 1 seed)") == 2 and "but: SAEs of 20 steps" in text
+    page = (folder / "figures" / "table.html").read_text()
+    assert page.count("(published)") == 9 and "the published procedure (but: SAEs of 20 steps" in page
+    for name in ("trade_off", "training", "circuits", "mechanism_local"):
+        assert {path.suffix for path in (folder / "figures").glob(f"{name}.*")} == {".html", ".svg", ".pdf"}

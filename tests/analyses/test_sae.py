@@ -206,3 +206,25 @@ def test_without_sae_lens_there_is_one_line(model, corpus, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as ended:
         run(lambda argv: main([str(tmp_path / "one"), "--corpus", corpus, "--out", str(tmp_path / "out"), "--quiet"]))
     assert ended.value.code == 2 and MISSING in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--coefficients", "0"], "--coefficients: must be a number above 0; got '0'"),
+        (["--coefficients", "1", "1"], "--coefficients must differ"),
+        (["--layer", "-1"], "--layer must be at least 0; got -1"),
+        (["--layer", "last"], "--layer"),
+        (["--steps", "0"], "--steps: must be a whole number"),
+        (["--expansion", "x"], "--expansion: must be a whole number"),
+        (["--fvu", "1"], "--fvu must be below 1; got 1"),
+        (["--fvu", "nan"], "--fvu: must be a number above 0; got 'nan'"),
+        (["--n", "1"], "--n must be at least 2 stories"),
+        (["--reproduce=1"], "--reproduce"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["none-s0", *argv])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1

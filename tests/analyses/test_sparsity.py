@@ -274,3 +274,14 @@ def test_the_command_writes_a_result_that_redraws(tiny_model, tiny_tokenizer, tm
     assert again.table.value.notna().all() and all(a != b for a, b in pairwise(lines))
     with pytest.raises(SystemExit):
         main([str(tmp_path / "one"), "--n", "1"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["--n", "1"], "--n must be at least 2 stories"), (["--no-null=1"], "--no-null"), (["--corpus"], "--corpus")],
+)
+def test_bad_arguments_end_in_one_line(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["none-s0", *argv])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
