@@ -89,7 +89,7 @@ def test_faithfulness_goes_by_size_with_its_interval_and_that_of_random_circuits
 
 def test_several_models_have_a_colour_each_and_their_own_random_circuits():
     drawn = faithfulness_figure({"a": result_of({}, curve=CURVE, null_curve=NULL), "b": result_of({}, curve=CURVE)})
-    lines = {trace.name: trace.line.color for trace in drawn.data if trace.mode}
+    lines = {trace.name: trace.line.color for trace in drawn.data if not trace.fill}
     assert list(lines) == ["random circuits, a", "a", "b"]
     assert lines["random circuits, a"] == lines["a"] != lines["b"]
 
