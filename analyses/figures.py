@@ -37,7 +37,7 @@ TEMPLATE = go.layout.Template(
 def titled(meta: Mapping[str, Any], text: str) -> str:
     """`text: checkpoint` where a Result's `meta` names one; escaped, as Plotly reads tags."""
     name = meta.get("checkpoint")
-    return f"{text}: {html.escape(str(name))}" if name else text
+    return f"{text}: {html.escape(Path(str(name)).name)}" if name else text
 
 
 def figure(*, title: str, x_title: str, y_title: str) -> go.Figure:

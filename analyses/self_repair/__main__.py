@@ -23,15 +23,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
-from analyses.self_repair.mechanisms import STUDIES
+from analyses.self_repair.mechanisms import OF_ONE, OWN_ABLATION, OWN_TOKENS, STUDIES
 from sat_lens.commands import run
 
 TOKENS = {"clean": 20_000, "gated": 10_000, "both": 6_000}
 """By stream, for the same time: well under a minute for a shipped checkpoint."""
 STUDY_TOKENS = 3_000
+MOST_SEED = 1_000_000
 SELECTIONS = ("top", "all", "abs", "bottom")
 ABLATIONS = ("resample", "mean", "zero", "optimal")
-COMPONENTS = ("heads", "mlps", "attn")
+COMPONENTS = ("heads", "mlps", "attn", "all")
 ORDERS = ("clean", "ablated", "symmetric")
 STREAMS = ("clean", "gated", "both")
 MASKS = ("own", "dealt", "random")
@@ -45,7 +46,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="tokens of each component by its direct effect: top 2 %%, all, beyond 0.1 logits, bottom 2 %% "
         "(default: top)")  # fmt: skip
     add("--ablation", choices=ABLATIONS, default="resample", help="what replaces it (default: resample)")
-    add("--components", choices=COMPONENTS, default="heads", help="what is taken out, one at a time (default: heads)")
+    add(
+        "--components",
+        choices=COMPONENTS,
+        default="heads",
+        help="what is taken out, one at a time; all: heads and MLP layers (default: heads)",
+    )
     add("--order", choices=ORDERS, default="clean",
         help="scale that the shares are counted at (default: clean, as published)")  # fmt: skip
     sizes = ", ".join(f"{stream} {n:,}" for stream, n in TOKENS.items())
@@ -57,12 +63,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--study", choices=tuple(STUDIES), metavar="NAME",
         help="how it comes about: " + "; ".join(f"{name} ({line})" for name, (_, line) in STUDIES.items()))  # fmt: skip
     add("--component", type=head_name, metavar="LxHy",
-        help="head that erasure, self_repression, mediation, dose and share_of_repair take out (default: the one of "
-        "the greatest direct effect)")  # fmt: skip
+        help=f"head that {', '.join(OF_ONE)} take out (default: the one of the greatest direct effect)")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.n and args.tokens:
+        parser.error(f"--n {args.n} stories or --tokens {args.tokens}, not both")
+    if args.study:
+        check_study(parser, args)
     args.tokens = args.tokens or (STUDY_TOKENS if args.study else TOKENS[args.stream])
-    if args.study and args.stream != "clean":
-        parser.error(f"--study is of the clean stream; got --stream {args.stream}")
     if args.component and not args.study:
         parser.error("--component is for --study; without one every component is asked")
     if args.stream == "clean" and args.masks != "own":
@@ -71,7 +78,24 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--ablation optimal is of the clean stream; with --stream gated or both take resample, mean, zero")
     if args.n == 1:
         parser.error("--n must be at least 2 stories, for one replaces the other; got 1")
+    if not 0 <= args.seed <= MOST_SEED:
+        parser.error(f"--seed must be between 0 and {MOST_SEED:,}; got {args.seed}")
     return args
+
+
+def check_study(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop where a flag says what the study does not ask."""
+    name = args.study
+    if args.stream != "clean":
+        parser.error(f"--study is of the clean stream; got --stream {args.stream}")
+    if args.component and name not in OF_ONE:
+        parser.error(f"--component is for {', '.join(OF_ONE)}; {name} is of all components")
+    others = {"components": "heads", "order": "clean"}
+    others |= {"ablation": "resample"} if name in OWN_ABLATION else {}
+    others |= {"select": "top"} if name in OWN_TOKENS else {}
+    for flag, usual in others.items():
+        if (given := getattr(args, flag)) != usual:
+            parser.error(f"--study {name} says that itself: leave out --{flag} {given}")
 
 
 def head_name(text: str) -> tuple[int, int]:
@@ -122,8 +146,9 @@ def compare(results: Sequence[Any]) -> Any:
 
 def compared_figures(result: Any) -> Any:
     from analyses.self_repair.arms_figure import arms_figure
+    from analyses.self_repair.depth import depth_of_models
 
-    return {"arms": arms_figure(result)}
+    return {"arms": arms_figure(result), "repair_by_depth": depth_of_models(result)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

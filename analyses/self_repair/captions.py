@@ -3,6 +3,9 @@
 from analyses import figures
 from analyses.result import Result
 
+NAMED = {"attn": "attention layers", "mlps": "MLPs", "all": "heads and MLPs"}
+"""Components as a caption says them, where that is not the knob's own word."""
+
 
 def titled(result: Result, text: str) -> str:
     """With the model, and a second line that says how it was asked."""

@@ -88,7 +88,7 @@ def self_repair_compared(results: Sequence[Result], baseline: str | None = None)
     meta = {
         "knobs": knobs,
         "baseline": baseline,
-        "models": {result.meta["checkpoint"]: {"summary": result.meta["summary"]} for result in results},
+        "models": {result.meta["checkpoint"]: of_model(result) for result in results},
         "differences": between.to_dict(orient="records"),
         "bootstrap": drawn,
         "bootstrap_equal_loss": drawn_equal,
@@ -97,6 +97,13 @@ def self_repair_compared(results: Sequence[Result], baseline: str | None = None)
     answers = [answer_of(one, of, between, pairs) for one, of in zip(drawn, drawn_equal, strict=True)]
     meta["summary"] = "\n".join(answers) or "one arm only: nothing to compare"
     return Result("self_repair", table, {"value": "ratio of sums, or as the metric says", "n": "tokens"}, meta)
+
+
+def of_model(result: Result) -> dict[str, Any]:
+    """What a figure of several models shows of one."""
+    table = result.table[result.table.n_tokens > 0]
+    columns = {name: table[name].tolist() for name in ("component", "depth", "self_repair")}
+    return {"summary": result.meta["summary"], "arm": arm_of(result.meta)["arm"], "components": columns}
 
 
 Ratios = Callable[[Sequence[Result], np.ndarray], np.ndarray]

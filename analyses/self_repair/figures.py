@@ -2,12 +2,14 @@
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from analyses.figures import COLORS, Page, curve, error_bars, figure, heat_map
+from analyses.figures import COLORS, TEMPLATE, Page, curve, error_bars, figure, heat_map
 from analyses.page import circuitsvis_bundle
 from analyses.result import Result
-from analyses.self_repair.captions import titled
-from analyses.self_repair.plane import de_vs_dlogit, token_grid
+from analyses.self_repair.captions import NAMED, titled
+from analyses.self_repair.depth import shares_by_depth, spread
+from analyses.self_repair.plane import de_vs_dlogit, token_grid, token_noise
 from analyses.self_repair.text_page import text_page
 from analyses.self_repair.token_view import token_view
 
@@ -31,6 +33,10 @@ def self_repair_figures(result: Result) -> dict[str, go.Figure | Page]:
         "ln_ratio_hist": ln_ratio_hist(result),
         "repair_heatmap": repair_heatmap(result),
     }
+    if "sr_frac_clipped" in result.table:  # not of a Result from before there was one
+        found["shares_by_depth"] = shares_by_depth(result)
+    if result.meta["grid"] and "stories" in result.meta["grid"][0]:
+        found["token_noise"] = token_noise(result)
     if "matrix" in result.meta:
         found["repair_matrix"] = repair_matrix(result)
     if result.meta.get("texts"):
@@ -42,14 +48,13 @@ def self_repair_figures(result: Result) -> dict[str, go.Figure | Page]:
 
 def repair_by_depth(result: Result) -> go.Figure:
     """Self-repair of each component with its interval, and the mean of each layer, over depth."""
-    table = result.table[result.table.n_tokens > 0]
+    table, asked = result.table[result.table.n_tokens > 0], result.meta["knobs"]["components"]
     drawn = figure(
         title=titled(result, "Self-repair by depth"), x_title="layer / layers", y_title="self-repair (logits)"
     )
-    shift = 0.3 * table.groupby("layer").cumcount() / table.groupby("layer").layer.transform("size")
     drawn.add_scatter(
-        x=table.depth + shift / max(1, int(table.layer.max()) + 1), y=table.self_repair, mode="markers",
-        name=f"{result.meta['knobs']['components']} [95 %]", marker={"color": COLORS[0]},
+        x=spread(table), y=table.self_repair, mode="markers",
+        name=f"{NAMED.get(asked, asked)} [95 %]", marker={"color": COLORS[0]},
         error_y=error_bars(table.self_repair, table.ci_low, table.ci_high, thickness=1, width=0),
         customdata=table[["component", "n_tokens", "ln_own"]],
         hovertemplate="%{customdata[0]}: %{y:.3f} logits over %{customdata[1]:,} tokens; "
@@ -65,25 +70,35 @@ def repair_by_depth(result: Result) -> go.Figure:
 
 
 def breakdown_bars(result: Result) -> go.Figure:
-    """What each component's self-repair is made of, beside its direct effect, clean and ablated."""
+    """What each component's self-repair is made of, beside its direct effect, clean and ablated; a row a layer."""
     table = result.table
-    drawn = figure(
-        title=titled(result, f"What self-repair is made of, order {result.meta['knobs']['ln_order']}"),
-        x_title="component", y_title="logits",
+    layers = sorted(table.layer.unique())
+    drawn = make_subplots(rows=len(layers), cols=1, shared_yaxes=True, vertical_spacing=min(0.08, 0.3 / len(layers)))
+    title = titled(result, f"What self-repair is made of, order {result.meta['knobs']['ln_order']}")
+    drawn.update_layout(
+        template=TEMPLATE, title_text=title, barmode="group", height=150 + 150 * len(layers), margin={"t": 110},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     )  # fmt: skip
     series = {"de": "direct effect", "ade": "direct effect, ablated", **SHARES}
     for i, (column, name) in enumerate(series.items()):
-        if column in ("de", "ade") or np.nan_to_num(table[column].to_numpy(float)).any():
+        if column not in ("de", "ade") and not np.nan_to_num(table[column].to_numpy(float)).any():
+            continue
+        for row, layer in enumerate(layers, start=1):
+            mine = table[table.layer == layer]
             drawn.add_bar(
-                x=table.component, y=table[column], name=name, marker={"color": COLORS[(i + 5) % len(COLORS)]},
+                x=mine.component, y=mine[column], name=name, marker={"color": COLORS[(i + 5) % len(COLORS)]},
+                legendgroup=column, showlegend=row == 1, row=row, col=1,
                 hovertemplate=f"%{{x}}, {name}: %{{y:.3f}} logits<extra></extra>",
             )  # fmt: skip
     doubtful = table[table.ill_conditioned.astype(bool) & (table.n_tokens > 0)]
-    drawn.add_scatter(
-        x=doubtful.component, y=np.zeros(len(doubtful)), mode="markers", name="norm and MLPs cancel: see symmetric",
-        marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": "#222222"}},
-    )  # fmt: skip
-    drawn.update_layout(barmode="group")
+    for number, (layer, mine) in enumerate(doubtful.groupby("layer")):
+        drawn.add_scatter(
+            x=mine.component, y=np.zeros(len(mine)), mode="markers", name="norm and MLPs cancel: see symmetric",
+            marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": "#222222"}}, legendgroup="doubtful",
+            showlegend=number == 0, row=layers.index(layer) + 1, col=1,
+        )  # fmt: skip
+    drawn.update_yaxes(matches="y")
+    drawn.update_yaxes(title_text="logits", row=(len(layers) + 1) // 2, col=1)
     return drawn
 
 
@@ -124,7 +139,7 @@ def ln_ratio_hist(result: Result) -> go.Figure:
 
 
 def repair_heatmap(result: Result) -> go.Figure:
-    """Self-repair of every component, logits: layers down, heads across; layers as a whole are one column."""
+    """Self-repair of every component, logits: a row a layer, a column a head; layers as a whole are one column."""
     table = result.table.assign(column=[str(int(h)) if h == h and h is not None else k for h, k in
                                         zip(result.table["head"], result.table.kind, strict=True)])  # fmt: skip
     values = table.pivot(index="layer", columns="column", values="self_repair")
@@ -144,4 +159,5 @@ def repair_matrix(result: Result) -> go.Figure:
         unit="logits a token",
     )  # fmt: skip
     drawn.update_yaxes(automargin=True, title_standoff=10)
+    drawn.update_xaxes(automargin=True, title_standoff=10)
     return drawn

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from analyses.metrics import cross_entropy, gini
 from analyses.result import Result
+from analyses.self_repair.captions import NAMED
+from analyses.self_repair.clipped import UNITS as CLIPPED_UNITS
+from analyses.self_repair.clipped import clipped_shares
 from analyses.self_repair.equal_loss import sums_by_bin
 from analyses.self_repair.halves import halves, ratios, sums_by_story
-from analyses.self_repair.tokens import scale_ratios, shown_texts, token_grid
+from analyses.self_repair.tokens import scale_ratios, shown_texts, spelling, token_grid
 from analyses.statistics import holm, sign_flip_p_value
 from analyses.texts import Stories, stories
 from sat_lens.activations import inference
@@ -21,7 +24,9 @@ from sat_lens.repair.gated_measure import gated_self_repair
 from sat_lens.repair.result import UNITS, SelfRepairResult
 from sat_lens.repair.selection import AbsDE, All, Bottom, TopDE
 
-COMPONENTS = {"heads": heads, "mlps": mlp_layers, "attn": attn_layers}
+COMPONENTS = {
+    "heads": heads, "mlps": mlp_layers, "attn": attn_layers, "all": lambda model: [*heads(model), *mlp_layers(model)],
+}  # fmt: skip
 SELECTIONS = {"top": TopDE, "all": All, "abs": AbsDE, "bottom": Bottom}
 CONTROLS = ("dealt", "random")
 """Masks under which the question is asked again."""
@@ -69,7 +74,7 @@ def story_self_repair(
     Args:
         model: any that `sat_lens.repair` takes; with masks where the stream is not `clean`.
         texts: stories, each a document; none is replaced by itself.
-        components: `heads`, `mlps` or `attn`.
+        components: `heads`, `mlps`, `attn`, or `all`: heads and MLP layers.
         ablation: `resample`, `mean`, `zero` or `optimal`.
         select: `top`, `all`, `abs` or `bottom`: at which tokens, component by component.
         order: `clean`, `ablated` or `symmetric`, of the shares.
@@ -125,7 +130,7 @@ def story_self_repair(
         "by_loss": sums_by_bin(found, parts["second"], bits["clean" if stream == "clean" else "gated"].numpy()),
         "losses": {name: float(of.nanmean()) for name, of in bits.items()},
         "gini_of_direct_effects": gini(table.de.abs().fillna(0).to_numpy()),
-        "grid": token_grid(found, table),
+        "grid": token_grid(found, table, spelling(model)),
         "scale_ratio": scale_ratios(found),
     }  # fmt: skip
     if found.columns:
@@ -139,7 +144,7 @@ def story_self_repair(
     best = strongest(table)
     meta["texts"] = shown_texts(model, texts, chosen[best], ablations(seed)[ablation], masks, knobs)
     meta["summary"] = summary(table, meta)
-    units = {name: unit for name, unit in {**UNITS, **OWN_UNITS}.items() if name in table.columns}
+    units = {name: unit for name, unit in {**UNITS, **CLIPPED_UNITS, **OWN_UNITS}.items() if name in table.columns}
     return Result("self_repair", table, units, meta)
 
 
@@ -158,6 +163,7 @@ def component_table(found: SelfRepairResult, n_layers: int) -> Any:
     """A row a component, with p-values over stories."""
     table = found.per_component().drop(columns=DROPPED, errors="ignore").rename(columns={"n_sequences": "n_stories"})
     table.insert(4, "depth", table.layer / n_layers)
+    table = table.join(clipped_shares(found))
     by_story = np.stack([sums_of(found, i) for i in range(len(table))], 1)
     table["p"] = np.where(table.n_tokens > 0, sign_flip_p_value(by_story), np.nan)
     table["p_holm"] = holm(table.p)
@@ -214,15 +220,16 @@ def summary(table: Any, meta: dict[str, Any]) -> str:
     shares = [("heads", "sr_heads"), ("MLPs", "sr_mlps"), ("norm", "sr_ln"), ("own", "sr_own"), ("masks", "sr_gate")]
     parts = ", ".join(f"{name} {100 * second[key]['value']:.0f} %" for name, key in shares if second[key]["value"])
     held = table[table.p_holm < 0.05]
-    up, down = int((held.self_repair > 0).sum()), int((held.self_repair < 0).sum())
-    control = ""
+    way = np.sign(held.self_repair * held.removed)  # what suppresses is made up for by a fall of the logit
+    up, down = int((way > 0).sum()), int((way < 0).sum())
+    asked, control = NAMED.get(knobs["components"], knobs["components"]), ""
     for one in meta.get("controls", ()):
         if (of := one["self_repair"])["value"] is not None:
             ends = f"[{100 * of['ci_low']:.0f}, {100 * of['ci_high']:.0f}]"
             control += f"; under {one['masks']} masks {100 * of['value']:.0f} % {ends}"
     return (
         f"in the second half of the layers self-repair is {100 * value:.0f} % [{low:.0f}, {high:.0f}] of the removed "
-        f"direct effect ({parts or 'no share'}){control}; {up} of {len(table)} {knobs['components']} repair and {down} "
+        f"direct effect ({parts or 'no share'}){control}; {up} of {len(table)} {asked} repair and {down} "
         f"break more (p < 0.05, Holm); {knobs['selection']}, {knobs['ablation']}, stream {knobs['stream']}, "
         f"{knobs['n_stories']} stories"
     )

@@ -3,12 +3,9 @@
 from typing import Any
 
 from analyses.result import Result
-from analyses.self_repair.mechanisms import STUDIES
+from analyses.self_repair.mechanisms import OF_ONE, OWN_ABLATION, OWN_TOKENS, STUDIES
 from analyses.self_repair.repair import SELECTIONS, ablations
 from analyses.texts import Stories
-
-OF_ONE = ("erasure", "self_repression", "mediation", "dose", "share_of_repair")
-"""Studies of a single component."""
 
 
 def study(
@@ -26,7 +23,8 @@ def study(
 
     Args:
         component: layer and head that is taken out; None: the head of the greatest direct effect.
-        ablation, select: as in `story_self_repair`; not for `hydra` and `erasure_projection`, which say what they do.
+        ablation, select: as in `story_self_repair`; not for studies that say so themselves (`OWN_ABLATION`,
+            `OWN_TOKENS`).
 
     Raises:
         ValueError: an unknown study, or a component for a study of all of them.
@@ -36,8 +34,10 @@ def study(
     if component is not None and name not in OF_ONE:
         raise ValueError(f"--component is for {', '.join(OF_ONE)}; {name} is of all components")
     knobs: dict[str, Any] = {} if name == "erasure_projection" else {"seed": seed}
-    if name not in ("hydra", "erasure_projection"):
-        knobs |= {"ablation": ablations(seed)[ablation], "select": SELECTIONS[select]()}
+    if name not in OWN_ABLATION:
+        knobs["ablation"] = ablations(seed)[ablation]
+    if name not in OWN_TOKENS:
+        knobs["select"] = SELECTIONS[select]()
     if name in OF_ONE:
         knobs["component"] = component
     return STUDIES[name][0](model, texts, progress=progress, **knobs)

@@ -1,10 +1,12 @@
 """What a Result holds of single tokens: points of the strongest, scales of the norm, stories with values."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from analyses.labels.token_texts import token_texts
 from analyses.texts import Stories
 from sat_lens.repair.effects import FIELDS
 from sat_lens.repair.gated_measure import gated_self_repair
@@ -18,8 +20,19 @@ SHOWN = 4
 BINS = 41
 
 
-def token_grid(found: SelfRepairResult, table: Any) -> list[dict[str, Any]]:
-    """Direct effect and change of the logit at tokens of the components with the largest mean direct effects."""
+def spelling(model: Any) -> Callable[[int], str]:
+    """From an id to its text, with the space before its word; without a tokenizer the number."""
+    if model.tokenizer is None:
+        return str
+    texts = token_texts(model.tokenizer, min(len(model.tokenizer), model.cfg.d_vocab))
+    return lambda token: texts[token] if token < len(texts) else f"<{token}>"
+
+
+def token_grid(found: SelfRepairResult, table: Any, spell: Callable[[int], str] = str) -> list[dict[str, Any]]:
+    """Direct effect and change of the logit at tokens of the components with the largest mean direct effects.
+
+    `texts` are the token that is read and the next one; `stories` is the mean self-repair of each story.
+    """
     order = table.de.abs().fillna(-1).to_numpy().argsort()[::-1][:STRONGEST]
     grid = []
     for i in order:
@@ -30,6 +43,8 @@ def token_grid(found: SelfRepairResult, table: Any) -> list[dict[str, Any]]:
                 "component": str(table.component.iloc[int(i)]), "n": len(of),
                 "removed": rows.de.sub(rows.ade).round(4).tolist(), "de": rows.de.round(4).tolist(),
                 "dlogit": rows.dlogit.round(4).tolist(),
+                "texts": [f"{spell(a)!r} then {spell(b)!r}" for a, b in zip(rows.token, rows.target, strict=True)],
+                "stories": of.groupby("seq").self_repair.mean().round(4).tolist(),
             }
         )  # fmt: skip
     return grid
@@ -65,6 +80,6 @@ def shown_texts(
     for row in rows.itertuples():
         for name, value in (("self_repair", row.self_repair), ("removed", row.de - row.ade), ("dlogit", row.dlogit)):
             values[name][row.seq][row.pos] = round(float(value), 4)
-    decode = str if model.tokenizer is None else lambda token: model.tokenizer.decode([token])
-    words = [[decode(t) for t in row[:n].tolist()] for row, n in zip(part.tokens, part.lengths, strict=True)]
+    spell = spelling(model)
+    words = [[spell(t) for t in row[:n].tolist()] for row, n in zip(part.tokens, part.lengths, strict=True)]
     return {"component": component.name, "stories": words, **values}

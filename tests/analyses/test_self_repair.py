@@ -15,10 +15,11 @@ from analyses.result import Result
 from analyses.self_repair.__main__ import arguments, main, variant
 from analyses.self_repair.arms_figure import arms_figure
 from analyses.self_repair.comparison import EQUAL_PRIMARY, PRIMARY, self_repair_compared
+from analyses.self_repair.depth import depth_of_models
 from analyses.self_repair.equal_loss import BINNED, EDGES
 from analyses.self_repair.figures import self_repair_figures
 from analyses.self_repair.mechanisms import STUDIES, study_figures
-from analyses.self_repair.repair import repairers, stories_of_tokens, story_self_repair, token_losses
+from analyses.self_repair.repair import repairers, stories_of_tokens, story_self_repair, summary, token_losses
 from analyses.self_repair.report_part import self_repair_html
 from analyses.self_repair.study import study
 from analyses.self_repair.token_view import token_view
@@ -130,7 +131,7 @@ def test_figures_are_drawn_from_what_is_on_disk_and_say_what_was_selected(found,
     drawn = self_repair_figures(Result.load(tmp_path))
     assert set(drawn) - {"token_view"} == {
         "repair_by_depth", "de_vs_dlogit", "token_grid", "breakdown_bars", "ln_fraction_by_depth", "ln_ratio_hist",
-        "repair_heatmap", "repair_matrix", "text",
+        "repair_heatmap", "repair_matrix", "shares_by_depth", "token_noise", "text",
     }  # fmt: skip
     for name, one in drawn.items():
         text = one.document if name in ("text", "token_view") else one.layout.title.text
@@ -140,9 +141,19 @@ def test_figures_are_drawn_from_what_is_on_disk_and_say_what_was_selected(found,
     assert np.allclose(sorted(x for trace in dots for x in trace.x), sorted(found.table.de))
     heat = drawn["repair_heatmap"].data[0].z
     assert np.allclose(heat, found.table.self_repair.to_numpy().reshape(2, 4))
-    bars = {trace.name: np.array(trace.y) for trace in drawn["breakdown_bars"].data if trace.type == "bar"}
-    parts = sum(bars[name] for name in ("other heads", "MLPs", "final norm", "masks"))
+    bars = {}
+    for trace in drawn["breakdown_bars"].data:  # a row a layer
+        if trace.type == "bar":
+            bars.setdefault(trace.name, []).extend(trace.y)
+    parts = sum(np.array(bars[name]) for name in ("other heads", "MLPs", "final norm", "masks"))
     assert np.allclose(parts, found.table.self_repair)
+    dots = [trace for trace in drawn["shares_by_depth"].data if trace.name == "component"]
+    for trace, column in zip(dots, ("sr_ln", "sr_mlps", "sr_heads"), strict=True):
+        assert np.allclose(trace.y, found.table[column])
+    tokens = [trace for trace in drawn["token_noise"].data if trace.type == "scattergl"]
+    grid = found.meta["grid"][0]
+    assert np.allclose(tokens[0].y, np.array(grid["dlogit"]) + grid["removed"])
+    assert sum(len(trace.x) for trace in drawn["token_noise"].data if trace.type == "histogram") == 4 * 6
     assert np.allclose(np.diag(np.array(drawn["repair_matrix"].data[0].z)[:4, :4]), 0)
 
 
@@ -175,13 +186,18 @@ def arm(mask, seed, ratio, loss=2.0, noise=0.02, n=40):
         "by_story": {"self_repair": repair.tolist(), "removed": removed.tolist()}, "gini_of_direct_effects": 0.5,
         "by_loss": {name: [[float(x)] for x in of] for name, of in by_bin.items()},
     }  # fmt: skip
-    return Result("self_repair", pd.DataFrame({"a": [1]}), {}, meta)
+    components = {
+        "component": ["L0H0", "L1H0"],
+        "depth": [0.0, 0.5],
+        "self_repair": [-ratio, ratio],
+        "n_tokens": [n, n],
+    }
+    return Result("self_repair", pd.DataFrame(components), {}, meta)
 
 
 def test_a_planted_reduction_is_found_and_its_size_is_right():
-    compared = self_repair_compared(
-        [*(arm("none", s, 0.5) for s in range(3)), *(arm("local", s, 0.2) for s in range(3))]
-    )
+    models = [*(arm("none", s, 0.5) for s in range(3)), *(arm("local", s, 0.2) for s in range(3))]
+    compared = self_repair_compared(models)
     (drawn,) = compared.meta["bootstrap"]
     assert drawn["ci_low"] < -0.3 < drawn["ci_high"] < 0 and drawn["p"] < 0.05 and drawn["n_stories"] == 40
     assert compared.meta["summary"].startswith("local k=4 against none: less self-repair")
@@ -191,6 +207,10 @@ def test_a_planted_reduction_is_found_and_its_size_is_right():
     assert row["difference"] == pytest.approx(drawn["difference"]) and row["claim"]
     assert row["p_welch_holm"] == pytest.approx(2 * row["p_welch"]), "two hypotheses, corrected by themselves"
     assert arms_figure(compared).data[0].y is not None
+    lines = [trace for trace in depth_of_models(compared).data if trace.mode == "lines"]
+    assert [trace.name for trace in lines] == [result.meta["checkpoint"] for result in models]
+    assert [list(trace.y) for trace in lines] == [list(result.table.self_repair) for result in models]
+    assert len({trace.line.color for trace in lines}) == 2, "a colour an arm"
 
 
 def test_equal_arms_are_not_told_apart_and_more_is_called_more():
@@ -314,7 +334,10 @@ def test_stories_have_as_many_tokens_as_asked_for(saved):
     "line",
     [
         "gated --select best", "gated --masks dealt", "gated --stream both --ablation optimal", "gated --tokens 0",
-        "gated --n 1", "nowhere/at/all", "none --stream gated",
+        "gated --n 1", "nowhere/at/all", "none --stream gated", "gated --n 3 --tokens 60", "gated --seed -1",
+        "gated --study hydra --component L0H0", "gated --study hydra --ablation zero",
+        "gated --study thresholds --select all", "gated --study dose --order ablated",
+        "gated --study dose --components mlps", "gated --study dose --stream both",
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_line(saved, tiny_model, tiny_tokenizer, line, capsys):
@@ -326,6 +349,29 @@ def test_bad_input_ends_in_one_line(saved, tiny_model, tiny_tokenizer, line, cap
         run(main, [*line.split(), "--corpus", "stories.txt", "--quiet"])
     error = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and error[-1].count(":") >= 1 and "Traceback" not in "".join(error)
+
+
+def test_what_suppresses_is_repaired_by_a_fall_of_the_logit(backup):
+    """With the target's weights turned round the head suppresses, and the backup takes over: all of it is repaired."""
+    model = backup(1.0)
+    with torch.no_grad():
+        model.unembed.W_U[0] = -torch.arange(29)
+    result = story_self_repair(model, texts(), ablation="zero", select="bottom")
+    row = result.table[result.table.component == "L1H0"].iloc[0]
+    assert row.removed < 0 and row.self_repair == pytest.approx(row.removed)
+    table = result.table.assign(p_holm=0.001)
+    assert "1 of 8 heads repair and 0 break more" in summary(table, result.meta)
+
+
+def test_heads_and_mlps_are_asked_together(tiny_model):
+    model = tiny_model(ablation={"mask": "none"})
+    result = story_self_repair(model, texts(), components="all", select="all", ablation="zero")
+    for kind, components in (("head", "heads"), ("mlp", "mlps")):
+        alone = story_self_repair(model, texts(), components=components, select="all", ablation="zero").table
+        together = result.table[result.table.kind == kind]
+        assert np.allclose(together.self_repair, alone.self_repair)
+    heat = self_repair_figures(result)["repair_heatmap"].data[0]
+    assert list(heat.x)[-1] == "mlp" and np.array(heat.z).shape == (2, 5)
 
 
 def test_variants_are_named_after_what_is_not_default():
@@ -352,6 +398,9 @@ def test_every_study_has_words_and_figures(tiny_model, name):
     assert result.name.startswith("self_repair_") and len(result.table) and study_figures(result)
 
 
-def test_the_command_writes_a_study(saved, capsys):
-    main(["gated", "--corpus", "stories.txt", "--tokens", "60", "--study", "dose", "--select", "all", "--quiet"])
-    assert Result.load("results/self_repair/gated.dose-all").name == "self_repair_dose"
+@pytest.mark.parametrize("name", ["dose", "erasure_projection", "ln_ratio", "thresholds"])
+def test_the_command_writes_a_study(saved, capsys, name):
+    select = ["--select", "all"] if name in ("dose", "ln_ratio") else []
+    main(["gated", "--corpus", "stories.txt", "--tokens", "60", "--study", name, *select, "--quiet"])
+    folder = saved[1] / "results" / "self_repair" / f"gated.{name}{'-all' if select else ''}"
+    assert Result.load(folder).name == f"self_repair_{name}" and list((folder / "figures").glob("*.html"))

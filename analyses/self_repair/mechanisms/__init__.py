@@ -18,7 +18,15 @@ _LINES = {
     "dose": "what later components do when a head is taken out in part: is the response affine?",
     "erasure_projection": "later components that write the negative of what earlier ones wrote",
     "share_of_repair": "the share of a head's repair that a given set carries, by sum and by freezing",
+    "ln_ratio": "the final norm's scale, clean / ablated, when a head is resampled, its mean, zero",
+    "thresholds": "the answer as the selection of tokens narrows to large direct effects",
 }
+OF_ONE = ("erasure", "self_repression", "mediation", "dose", "share_of_repair", "ln_ratio")
+"""Studies of a single component."""
+OWN_ABLATION = ("hydra", "erasure_projection", "ln_ratio")
+"""Studies that say themselves what replaces a component."""
+OWN_TOKENS = ("hydra", "erasure_projection", "thresholds")
+"""Studies that say themselves at which tokens."""
 
 
 def _study(name: str) -> Callable[..., Any]:

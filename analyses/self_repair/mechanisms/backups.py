@@ -63,7 +63,8 @@ def backups(
     """Scores of all heads but the seeds.
 
     Args:
-        seeds: heads that are known to do the work; None: the main head, or with labels `ioi` the name movers.
+        seeds: heads that are known to do the work; None: the main head before the last layer, or with labels
+            `ioi` the name movers.
         labels: the backups, as pairs (layer, head) or names; `ioi`: those of GPT-2 small, for prompts of that task.
 
     Returns:
@@ -81,7 +82,7 @@ def backups(
         seeds, labels = ioi_heads.NAME_MOVERS if seeds is None else seeds, ioi_heads.BACKUPS
     scene = Scene(model, stories, ablation=ablation, target=target, batch_size=batch_size, progress=progress)
     select = TopDE() if select is None else select
-    first = one_component(scene, None if seeds is None else tuple(seeds))
+    first = one_component(scene, None if seeds is None else tuple(seeds), range(max(1, scene.n_layers - 1)))
     taken = joint([first])
     out = {(site.layer, unit) for site, units in taken.writes for unit in units if site.name == "z"}
     scored = [one for one in heads(model) if (one.layer, one.head) not in out]
@@ -174,7 +175,8 @@ def _measure(
             energies[name].append(fisher_energy(change, p))
             if name != "in":
                 changed = take.unit_effects(site, effects[name][site] - take.value(site))[..., units[0]]
-                growth[name].append(changed[take.keep])
+                behind = one.layer > taken.layer  # the others cannot grow; what shows of them is rounding
+                growth[name].append(changed[take.keep] * behind)
     row = take.rows[take.keep.nonzero(as_tuple=True)[0].cpu()]
     stacked = {name: torch.stack(of, 1).double() for name, of in energies.items()}
     for prefix, name in (("", "out"), ("null ", "random")):

@@ -27,6 +27,8 @@ from torch import Tensor
 from analyses.result import Result
 from analyses.self_repair.mechanisms import noise
 from analyses.self_repair.mechanisms.erasure_freeze import frozen_sums
+from analyses.self_repair.mechanisms.erasure_tokens import MEASURES as TOKEN_MEASURES
+from analyses.self_repair.mechanisms.erasure_tokens import of_tokens, token_frames
 from analyses.self_repair.mechanisms.estimates import Estimate, Sums, answered, entries, exactly, ratio
 from analyses.self_repair.mechanisms.mediation import described
 from analyses.self_repair.mechanisms.overlap import identity_overlap, overlap_by_chance
@@ -58,6 +60,7 @@ MEASURES = {
     "the stories, `anti_erasure` at the same token, by what they repair there: an upper bound",
     "frozen_share": "the same over self-repair, ratio of sums",
     "self_repair": "self-repair a token, by the whole model",
+    **TOKEN_MEASURES,
 }
 
 
@@ -108,7 +111,7 @@ def erasure(
     require(48 * width * scene.n, "sums by neuron and story", "cpu", "take fewer stories")
     source = scene.fitted([taken])
     tokens = selected(scene, [taken], select, source)[0]
-    sums, tops = Sums(scene.n), []
+    sums, tops, rows, single = Sums(scene.n), [], [], {"real": [], "null": []}
     for take in scene.takes(tokens, [mlp, *(write.site for write in taken.writes)]):
         de_head = take.own(taken, take.clean_values(taken))
         per_unit = take.unit_effects(mlp, torch.ones_like(take.value(mlp)))
@@ -122,7 +125,9 @@ def erasure(
                 take.run(taken.layer, [*hooks, *capturing(mlp.hook, seen, mlp)])
                 found[kind] = found[kind] + (seen[mlp] - take.value(mlp)) * per_unit / scene.ablation.draws
         row, pos = take.keep.nonzero(as_tuple=True)
+        rows.append(take.rows[row.cpu()].numpy())
         for kind, repair in found.items():
+            single[kind].append(of_tokens(before_neurons[row, pos], repair[row, pos]))
             stats = token_statistics(before_neurons[row, pos], repair[row, pos], de_head[row, pos], top)
             for name, value in stats.items():
                 sums.put(f"{kind} {name}", take.rows[row.cpu()], value)
@@ -140,6 +145,7 @@ def erasure(
         *_curves(sums, count, n),
         _overlap(chosen, width, seed),
         *_frozen(held, count, n),
+        *token_frames(single, rows, scene.n),
     ]
     meta = described(scene, taken, select, seed) | {"layer": mlp.layer, "d_mlp": width, "top": min(top, width)}
     return answered("self_repair_erasure", frames, MEASURES, meta)

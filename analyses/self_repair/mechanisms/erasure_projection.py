@@ -64,6 +64,7 @@ def erasure_projection(
     n = {"n_tokens": int(scene.rows.keep.sum()), "n_stories": int(scene.rows.keep.any(1).sum())}
     found = entries("ratio", "ratio", *ends, early=np.asarray(names)[e], later=np.asarray(names)[i], **n)
     meta = {
+        "ablation": "nothing taken out",
         "selection": "all tokens from position 1 on",
         "n_kept_tokens": n["n_tokens"],
         "n_sequences": scene.n,

@@ -108,6 +108,35 @@ def _ratio_of(part: np.ndarray, whole: np.ndarray, seed: int) -> Estimate:
     return estimate(lambda weights: divided(weights @ part, weights @ whole), len(part), seed=seed)
 
 
+def median(values: np.ndarray, row: np.ndarray, n: int, *, seed: int = 0) -> Estimate:
+    """Median over tokens, with its interval over stories; of an even number the mean of the two in the middle.
+
+    Args:
+        values: of each token.
+        row: its story.
+        n: stories.
+    """
+    order = values.argsort(kind="stable")
+    ordered, story = values[order], row[order]
+    at_once = max(1, 4_000_000 // max(1, len(values)))
+
+    def of(weights: np.ndarray) -> np.ndarray:
+        along = np.cumsum(weights[:, story], axis=1)
+        total = along[:, -1:]
+        below, upto = (along < (0.5 - 1e-9) * total).sum(1), (along <= (0.5 + 1e-9) * total).sum(1)
+        last = len(ordered) - 1
+        middle = (ordered[np.minimum(below, last)] + ordered[np.minimum(upto, last)]) / 2
+        return np.where(total[:, 0] > 0, middle, np.nan)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        parts = np.split(weights, range(at_once, len(weights), at_once))
+        return np.concatenate([of(part) for part in parts])
+
+    if not len(values):
+        return exactly(np.nan)
+    return estimate(statistic, n, seed=seed)
+
+
 def divided(part: Any, whole: Any) -> np.ndarray:
     """part / whole, NaN where whole is 0."""
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)

@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses import figures
 from analyses.figures import COLORS, error_bars, figure, heat_map
 from analyses.result import Result
 from analyses.self_repair.mechanisms.figures_erasure import erasure_figures
+from analyses.self_repair.mechanisms.figures_norm import norm_figures
+from analyses.self_repair.mechanisms.figures_thresholds import threshold_figures
 
 GREY = COLORS[6]
 
@@ -20,8 +23,13 @@ def caption(result: Result) -> str:
     component = meta.get("component", "")
     if not isinstance(component, str):
         component = component[0] if len(component) == 1 else f"{len(component)} components"
-    parts = [component, meta.get("ablation", ""), meta.get("selection", "")]
+    parts = [component, meta.get("ablation", ""), meta.get("selection", ""), f"{meta['n_sequences']} stories"]
     return ", ".join(part for part in parts if part)
+
+
+def titled(result: Result, text: str) -> str:
+    """With the model, and the caption as a second line."""
+    return f"{figures.titled(result.meta, text)}<br><sup>{caption(result)}</sup>"
 
 
 def of(result: Result, measure: str, **index: Any) -> pd.DataFrame:
@@ -34,7 +42,7 @@ def of(result: Result, measure: str, **index: Any) -> pd.DataFrame:
 
 def bars(result: Result, table: pd.DataFrame, labels: Any, *, title: str, x_title: str, y_title: str) -> go.Figure:
     """Values with their intervals as bars, the null as grey points with its interval beside them."""
-    drawn = figure(title=f"{title}<br><sup>{caption(result)}</sup>", x_title=x_title, y_title=y_title)
+    drawn = figure(title=titled(result, title), x_title=x_title, y_title=y_title)
     labels = list(map(str, labels))
     drawn.add_bar(
         x=labels,
@@ -58,9 +66,10 @@ def bars(result: Result, table: pd.DataFrame, labels: Any, *, title: str, x_titl
 def mediation_figures(result: Result) -> dict[str, go.Figure]:
     """Self-repair lost by freezing each part."""
     table = pd.concat([of(result, "repair"), of(result, "blocked")])
+    parts = table.part.replace({"ln": "final norm", "everything live": "none: self-repair"})
     return {
         "mediation": bars(
-            result, table, table.part, title="Through what repair runs", x_title="frozen part", y_title="logits a token"
+            result, table, parts, title="Through what repair runs", x_title="frozen part", y_title="logits a token"
         )
     }
 
@@ -84,28 +93,37 @@ def matrix_figures(result: Result) -> dict[str, go.Figure]:
         beyond = ", less that of a random direction" if name.endswith("null") else ""
         found[name] = heat_map(
             values.to_numpy(dtype=float).reshape(len(rows), len(columns)),
-            title=f"Who repairs whom{beyond}<br><sup>{caption(result)}</sup>",
+            title=titled(result, f"Who repairs whom{beyond}"),
             x_title="repairing", y_title="ablated", unit="logits a token", x=columns, y=rows,
         )  # fmt: skip
+        _room(found[name])
     return found
 
 
 def hydra_figures(result: Result) -> dict[str, go.Figure]:
     """CE against DE of every story, and the slopes by layer."""
     drawn = figure(
-        title=f"Compensation against what is removed<br><sup>{caption(result)}</sup>",
+        title=titled(result, "Compensation against what is removed"),
         x_title="direct effect removed (logits)", y_title="compensation CE (logits)",
     )  # fmt: skip
     each = result.table[result.table.story >= 0]
-    groups = list(each.groupby(["layer", "kind"], sort=True))
-    for number, (key, table) in enumerate(groups):
+    for number, (key, table) in enumerate(each.groupby(["layer", "kind"], sort=True)):
         layer, kind = tuple(key)
         x, y = (table[table.measure == name].sort_values("story").value for name in ("story_de", "story_ce"))
+        slope, intercept, r2 = (
+            of(result, m, layer=layer, kind=kind).value.iloc[0] for m in ("slope", "intercept", "r2")
+        )
+        look = {"legendgroup": f"{kind}{int(layer)}", "visible": True if kind == "attn" else "legendonly"}
+        color = COLORS[number // 2 % len(COLORS)]
         drawn.add_scatter(
-            x=x, y=y, mode="markers", name=f"{kind}{int(layer)}", marker={"size": 5},
-            visible=True if number == len(groups) - 1 else "legendonly",
+            x=x, y=y, mode="markers", name=f"{kind}{int(layer)}: slope {slope:.2f}, R2 {r2:.2f}", **look,
+            marker={"size": 5, "color": color, "symbol": "circle" if kind == "attn" else "x"},
         )  # fmt: skip
-    ends = [float(each.value.min()), float(each.value.max())] if len(each) else [0.0, 1.0]
+        ends = np.array([x.min(), x.max()])
+        drawn.add_scatter(x=ends, y=intercept + slope * ends, mode="lines", line={"color": color}, showlegend=False,
+                          hoverinfo="skip", **look)  # fmt: skip
+    shown = each[(each.kind == "attn") & (each.measure == "story_de")].value
+    ends = [float(shown.min()), float(shown.max())] if len(shown) else [0.0, 1.0]
     drawn.add_scatter(x=ends, y=ends, mode="lines", name="full compensation", line={"color": GREY, "dash": "dot"})
     found = {"hydra_regression": drawn}
     for measure, name in (("slope", "hydra_slopes"), ("r2", "hydra_r2")):
@@ -125,7 +143,8 @@ def backup_figures(result: Result) -> dict[str, go.Figure]:
         labels = [
             f"{head}*" if backup == "yes" else head for head, backup in zip(table["head"], table.backup, strict=True)
         ]
-        title = f"Backups by {measure.replace('_', ' ')} (*: labelled)"
+        name = {"completion": "completion score", "de_growth": "growth of direct effects"}[measure]
+        title = f"Backups by {name}{' (*: labelled)' if (table.backup == 'yes').any() else ''}"
         found[f"backups_{measure}"] = bars(
             result, table, labels, title=title, x_title="head", y_title=f"{table.unit.iloc[0]} a token"
         )
@@ -142,7 +161,7 @@ def dose_figures(result: Result) -> dict[str, go.Figure]:
     gamma = of(result, "gamma")
     most = gamma.reindex(gamma.value.abs().sort_values(ascending=False).index).receiver.head(8)
     drawn = figure(
-        title=f"Response to a dose<br><sup>{caption(result)}</sup>",
+        title=titled(result, "Response to a dose"),
         x_title="lambda",
         y_title="response (logits a token)",
     )
@@ -176,16 +195,17 @@ def projection_figures(result: Result) -> dict[str, go.Figure]:
         matrix[[place[e] for e in table.early], [place[i] for i in table.later]] = values
         beyond = ", less that of another token" if name.endswith("null") else ""
         found[name] = heat_map(
-            matrix, title=f"What later components take back{beyond}<br><sup>-1: all of it. {caption(result)}</sup>",
+            matrix, title=titled(result, f"What later components take back (-1: all of it){beyond}"),
             x_title="later", y_title="early", unit="ratio", x=order, y=order,
         )  # fmt: skip
+        _room(found[name])
     return found
 
 
 def shift_figures(result: Result) -> dict[str, go.Figure]:
     """Change under a skipped layer against change under a lost head, a point a head."""
     drawn = figure(
-        title=f"A lost layer and a lost head<br><sup>{caption(result)}</sup>",
+        title=titled(result, "A lost layer and a lost head"),
         x_title="main head before is out (change, logits)", y_title="layer before is skipped (change, logits)",
     )  # fmt: skip
     x, y = (of(result, measure).reset_index(drop=True) for measure in ("ablation", "shift"))
@@ -208,6 +228,12 @@ def repression_figures(result: Result) -> dict[str, go.Figure]:
     return {"self_repression": bars(result, table, labels, title=title, x_title="added", y_title="slope")}
 
 
+def _room(drawn: go.Figure) -> None:
+    """Titles of the axes beside the names, not on them."""
+    drawn.update_yaxes(automargin=True, title_standoff=10)
+    drawn.update_xaxes(automargin=True, title_standoff=10)
+
+
 FIGURES: Mapping[str, Callable[[Result], dict[str, go.Figure]]] = {
     "self_repair_erasure": erasure_figures,
     "self_repair_layer_shift": shift_figures,
@@ -219,5 +245,7 @@ FIGURES: Mapping[str, Callable[[Result], dict[str, go.Figure]]] = {
     "self_repair_dose": dose_figures,
     "self_repair_erasure_projection": projection_figures,
     "self_repair_share": share_figures,
+    "self_repair_ln_ratio": norm_figures,
+    "self_repair_thresholds": threshold_figures,
 }
 """By the name of a Result."""
