@@ -63,6 +63,13 @@ def test_a_notebook_runs_and_defines_no_function(path):
         assert whole[whole.oracle == "both"].kl["ngram"] < plain.kl["ngram"]
         assert (means := space["means"].set_index(["source", "score"]).value)["own", "r"] > means["random coder", "r"]
         assert abs(means["shuffled", "r"]) < 0.1
+    elif path.stem == "08_untangling":
+        intact = space["reached"].set_index("run").filter(like="test")
+        assert intact[~intact.index.str.contains("local")].min().min() > 0.8
+        assert space["removed"]["joint"][0] > 0.9 > 0.6 > space["removed"]["joint"][1], "one goes and the other stays"
+        area = space["areas"].set_index(["arm", "target", "method"]).area["decoder-n50-joint-l0.01"]
+        for target in ("sum", "concat"):
+            assert area[target, "latents"] > area[target, "random"] and area[target, "units"] > area[target, "latents"]
     else:
         assert space["effects"].meta["task"]["solved"]
 

@@ -18,6 +18,8 @@ SHOWN = {
     "masks clean": COLORS[4], "units": COLORS[3], "random": COLORS[6],
 }  # fmt: skip
 """Methods of the curves and their colours; the others stand in the areas."""
+PAIRS = (("latents", "random"), ("masks", "units ablated"), ("units", "neurons"))
+"""The method whose curve is drawn over the tolerance, the first that a run has, and what it is compared with."""
 
 
 def untangling_figures(result: Result) -> dict[str, go.Figure | Page]:
@@ -57,7 +59,7 @@ def grid(result: Result, title: str, x_title: str, y_title: str) -> tuple[go.Fig
         rows=n_rows, cols=2, subplot_titles=[f"{arm}: {target} removed" for arm, target in shown],
         vertical_spacing=0.3 / max(2, n_rows), x_title=x_title, y_title=y_title,
     )  # fmt: skip
-    drawn.update_layout(template=TEMPLATE, title_text=title, height=170 + 330 * n_rows)
+    drawn.update_layout(template=TEMPLATE, title_text=title, height=170 + 340 * n_rows, margin_t=110)
     return drawn, shown
 
 
@@ -77,28 +79,26 @@ def tolerance_figure(result: Result) -> go.Figure:
     for i, (arm, target) in enumerate(shown):
         place = {"row": i // 2 + 1, "col": i % 2 + 1}
         part = held(result.table, arm, target)
-        main = (
-            "latents" if (part.method == "latents").any() else ("masks" if (part.method == "masks").any() else "units")
-        )
-        for method, dash in ((main, "solid"), ("random", "dot")):
+        main, beside = next(pair for pair in PAIRS if (part.method == pair[0]).any() or pair == PAIRS[-1])
+        drawn.layout.annotations[i].text = f"{arm}: {target} removed<br>by {main} (dotted: {beside})"
+        for method, dash in ((main, "solid"), (beside, "dot")):
             rows = part[part.method == method]
             for column, (name, color) in looks.items() if len(rows) else ():
                 curve = bands(rows, column)
                 x = np.maximum(curve.index.to_numpy(float), 2e-4)
-                label, group = f"{name}, {method}", f"{name} {method}"
-                shown_in_legend = {"legendgroup": group, "showlegend": i == 0 and dash == "solid" or i == 0}
+                shown_in_legend = {"legendgroup": name, "showlegend": i == 0 and dash == "solid"}
                 if dash == "solid":
                     drawn.add_scatter(
                         x=[*x, *x[::-1]], y=[*curve["max"], *curve["min"][::-1]], fill="toself", mode="none",
-                        fillcolor=color, opacity=0.15, hoverinfo="skip", legendgroup=group, showlegend=False, **place,
+                        fillcolor=color, opacity=0.15, hoverinfo="skip", legendgroup=name, showlegend=False, **place,
                     )  # fmt: skip
                 drawn.add_scatter(
-                    x=x, y=curve["mean"], name=label, line={"color": color, "dash": dash}, mode="lines+markers",
+                    x=x, y=curve["mean"], name=name, line={"color": color, "dash": dash}, mode="lines+markers",
                     customdata=rows.groupby("tau").n_removed.mean(),
-                    hovertemplate="tau %{x:.4g}: %{y:.3f}, %{customdata:.0f} parts<extra></extra>",
+                    hovertemplate=f"{method}, tau %{{x:.4g}}: %{{y:.3f}}, %{{customdata:.0f}} parts<extra></extra>",
                     **shown_in_legend, **place,
                 )  # fmt: skip
-        drawn.update_xaxes(type="log", **place)
+        drawn.update_xaxes(type="log", tickvals=[2e-4, 1e-3, 1e-2, 1e-1], ticktext=["0", ".001", ".01", ".1"], **place)
         drawn.update_yaxes(range=[-0.03, 1.03], **place)
     return drawn
 
@@ -142,36 +142,46 @@ def first_panel(result: Result, method: str) -> int:
 
 def areas_figure(result: Result) -> go.Figure:
     """Area under the front by method, a marker a seed, for each arm and direction."""
-    drawn = figure(title="Area under the front, held-out pairs (1: clean removal)", x_title="", y_title="area")
     rows = pd.DataFrame(result.meta["areas"])
-    names = list(dict.fromkeys(rows.method))
-    groups = list(dict.fromkeys(zip(rows.arm, rows.target, strict=True)))
-    for i, (arm, target) in enumerate(groups):
+    names, arms, targets = (list(dict.fromkeys(rows[column])) for column in ("method", "arm", "target"))
+    drawn = make_subplots(
+        rows=len(targets), cols=1, subplot_titles=[f"{target} removed" for target in targets],
+        vertical_spacing=0.32 / len(targets), y_title="area",
+    )  # fmt: skip
+    title = "Area under the front, held-out pairs (1: clean removal; bars: 95 % over seeds)"
+    drawn.update_layout(template=TEMPLATE, title_text=title, height=200 + 360 * len(targets), margin_b=120)
+    for i, (target, arm) in enumerate((target, arm) for target in targets for arm in arms):
+        place = {"row": targets.index(target) + 1, "col": 1}
         part = rows[(rows.arm == arm) & (rows.target == target)]
-        x = np.array([names.index(m) for m in part.method]) + (i - (len(groups) - 1) / 2) * 0.8 / len(groups)
-        value, low, high = (part[c].astype(float) for c in ("area", "ci_low", "ci_high"))
+        at = np.array([names.index(m) for m in part.method]) + (arms.index(arm) - (len(arms) - 1) / 2) * 0.7 / len(arms)
+        value, low, high = (part[c].astype(float).fillna(part.area).clip(0, 1) for c in ("area", "ci_low", "ci_high"))
+        look = {"name": arm, "legendgroup": arm, "marker": {"color": COLORS[arms.index(arm) % len(COLORS)]}}
         drawn.add_scatter(
-            x=x, y=value, mode="markers", name=f"{arm}: {target} removed", customdata=part[["method", "n_seeds"]],
-            error_y=error_bars(value, low.fillna(value), high.fillna(value), thickness=1, width=0),
-            hovertemplate="%{customdata[0]}: %{y:.3f}, %{customdata[1]} seeds<extra></extra>",
+            x=at, y=value, mode="markers", showlegend=i < len(arms), customdata=part[["method", "n_seeds"]],
+            error_y=error_bars(value, low, high, thickness=1, width=0),
+            hovertemplate="%{customdata[0]}: %{y:.3f}, %{customdata[1]} seeds<extra></extra>", **look, **place,
         )  # fmt: skip
-    drawn.update_xaxes(tickmode="array", tickvals=list(range(len(names))), ticktext=names, showgrid=False)
+    drawn.update_xaxes(tickmode="array", tickvals=list(range(len(names))), ticktext=names, tickangle=35, showgrid=False)
     drawn.update_yaxes(range=[-0.03, 1.03])
     return drawn
 
 
 def history_figure(result: Result) -> go.Figure:
-    """Validation accuracy of both tasks over training; the step that was kept is a circle."""
+    """Validation accuracy of both tasks over training, a line a run; the step that was kept is a circle."""
     drawn = figure(title="Training: exact match on validation examples", x_title="step", y_title="exact match")
     dashes = {"sum": "solid", "concat": "dot"}
-    for i, one in enumerate(result.meta["runs"]):
-        color = COLORS[i % len(COLORS)]
+    arms = list(dict.fromkeys(one["arm"] for one in result.meta["runs"]))
+    named = set()
+    for one in result.meta["runs"]:
+        color = COLORS[arms.index(one["arm"]) % len(COLORS)]
         lines = pd.DataFrame([line for line in one["history"] if "val_loss" in line])
         for task, dash in dashes.items():
+            group = f"{one['arm']}, {task}"
             drawn.add_scatter(
-                x=lines.step, y=lines[f"val_{task}"], name=f"{one['name']}, {task}",
-                line={"color": color, "dash": dash},
+                x=lines.step, y=lines[f"val_{task}"], name=group, legendgroup=group, showlegend=group not in named,
+                line={"color": color, "dash": dash}, hovertemplate=f"{one['name']}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
+            named.add(group)
             kept = lines[lines.step == one["step"]]
             drawn.add_scatter(x=kept.step, y=kept[f"val_{task}"], mode="markers", marker={"color": color, "size": 9},
                               showlegend=False, hoverinfo="skip")  # fmt: skip

@@ -69,7 +69,7 @@ def test_figures_are_drawn_from_the_result_on_disk(result, tmp_path):
         "importance_0",
         "latents_0",
     } <= set(drawn)
-    removed = next(t for t in drawn["tolerance"].data if t.name == "removed task, latents")
+    removed = next(t for t in drawn["tolerance"].data if t.name == "removed task" and t.mode == "lines+markers")
     held = result.table.query("method == 'latents' and split == 'held_out' and target == 'concat'")
     assert list(removed.y) == pytest.approx(held.groupby("tau").target_accuracy.mean().tolist())
     scatter = drawn["importance_0"]
