@@ -8,8 +8,10 @@
 | `selection` | at which tokens |
 | `effects` | direct effects, self-repair and its shares, in closed form |
 | `runner` | running a model from the middle |
+| `downstream` | who is behind them, told apart |
 | `measure` | all of it together: `self_repair` |
 | `result` | the tables |
+| `origin` | weights and versions that a result is of |
 
 Source: arXiv 2402.15390, Explorations of Self-Repair in Language Models.
 """

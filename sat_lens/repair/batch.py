@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sat_lens.repair.ablations import Source
 from sat_lens.repair.components import Site
+from sat_lens.repair.downstream import Downstream
 from sat_lens.repair.plan import Plan
 from sat_lens.repair.readout import Readout
 from sat_lens.repair.rows import Rows
@@ -60,17 +61,21 @@ class Removal:
 
 
 def read_batch(
-    runner: Runner, readout: Readout, rows: Rows, batch: Int[Tensor, " batch"], plan: Plan, downstream: bool
+    runner: Runner,
+    readout: Readout,
+    rows: Rows,
+    batch: Int[Tensor, " batch"],
+    plan: Plan,
+    downstream: Downstream | None = None,
 ) -> Batch:
     """One clean pass.
 
     Args:
-        downstream: whether z of every layer is kept, too.
+        downstream: what is told apart, whose activations are kept, too.
     """
     tokens = rows.cut(batch).to(runner.model.W_U.device)
     sites = list(plan.sites)
-    if downstream:
-        sites += [site for layer in range(runner.n_layers) if (site := Site(layer, "z")) not in sites]
+    sites += [site for site in (downstream.sites if downstream else ()) if site not in sites]
     points = [entry for entry in plan.groups if entry.layer < runner.n_layers]
     clean = runner.clean(tokens, sites, points, outputs=True)
     targets = readout.targets(batch, tokens, clean.final)
@@ -102,18 +107,19 @@ def check_writes(runner: Runner, batch: Batch, tolerance: float) -> None:
     """Refuse a model whose layers do not add to the stream what their hook points show.
 
     Raises:
-        ValueError: attn_out of a layer is not a linear map of z plus a constant, or the streams of the layers do not
-            sum to the last one.
+        ValueError: attn_out of a layer is not a linear map of z plus a constant, or mlp_out none of the neurons.
     """
     clean = batch.clean
-    for site, z in clean.sites.items():
-        if site.name != "z":
+    for site, value in clean.sites.items():
+        block = runner.model.blocks[site.layer]
+        if site.name == "z":
+            out, rest = clean.attn_out[site.layer], value.flatten(2) @ block.attn.W_O.flatten(0, 1)
+            says = "heads must write to the stream as z times W_O; attn_out"
+        elif site.name == "post":
+            out, rest = clean.mlp_out[site.layer], value @ block.mlp.W_out
+            says = "neurons must write to the stream as their activations times W_out; mlp_out"
+        else:
             continue
-        weight = runner.model.blocks[site.layer].attn.W_O
-        rest = clean.attn_out[site.layer] - z.flatten(2) @ weight.flatten(0, 1)
-        size = clean.attn_out[site.layer].abs().max().item()
-        if not (rest - rest[:1, :1]).abs().max().item() <= tolerance * max(1.0, size):
-            raise ValueError(
-                f"heads must write to the stream as z times W_O; attn_out of layer {site.layer} differs from that "
-                "(a norm or a factor behind attention)"
-            )
+        rest = out - rest
+        if not (rest - rest[:1, :1]).abs().max().item() <= tolerance * max(1.0, out.abs().max().item()):
+            raise ValueError(f"{says} of layer {site.layer} differs from that (a norm or a factor behind it)")

@@ -106,7 +106,6 @@ def measure_both(
     table: Bool[Tensor, "component n pos"] | None,
     most: int,
     tally: Tally,
-    downstream: bool,
     first: bool,
     tolerance: float,
 ) -> None:
@@ -117,7 +116,7 @@ def measure_both(
         tolerance: of the check of writes, on the first batch.
     """
     runner, plan = question.runner, question.plan
-    batch = read_batch(runner, question.readout, question.rows, rows, plan, downstream)
+    batch = read_batch(runner, question.readout, question.rows, rows, plan, question.downstream)
     if first:
         question.readout.verify(runner.model, question.rows.cut(rows).to(batch.v.device), batch.clean.final)
         check_writes(runner, batch, tolerance)
@@ -129,7 +128,7 @@ def measure_both(
         selected = table[:, rows, : batch.keep.shape[1]].to(batch.keep.device) & batch.keep
     for chunk in chunks(plan, selected, most):
         for dose, strength in enumerate(question.doses):
-            _chunk(question, batch, chunk, taken, selected, (dose, strength), tally, downstream)
+            _chunk(question, batch, chunk, taken, selected, (dose, strength), tally)
 
 
 def _chunk(
@@ -140,7 +139,6 @@ def _chunk(
     selected: Bool[Tensor, "component batch pos"],
     dose: tuple[int, float | int],
     tally: Tally,
-    downstream: bool,
 ) -> None:
     rows, components, norm = chunk.rows, chunk.components, question.readout.norm
     number, strength = dose
@@ -149,17 +147,12 @@ def _chunk(
     de = batch.de[components, rows].double()
     mean: dict[str, Tensor] = {}
 
-    def every(column: int, change: Tensor) -> None:
-        weight = (mine / s0 / question.draws)[..., None]
-        sums = (change.double() * weight).sum(1).cpu()
-        tally.matrix[number, :, column : column + sums.shape[1]].index_add_(0, components.cpu(), sums)
-
+    every = tally.columns(number, components, mine / s0 / question.draws)
+    apart = (question.downstream, every) if question.downstream else None
     for one in taken:
         stream = ablated_clean(question.runner, batch, chunk, swaps(question.plan, chunk, one.clean, strength))
         frozen = _Copies(question.runner, stream, [of_rows(units, rows) for units in batch.clean.replay.masks])
-        found = ablated(
-            frozen, norm, question.plan, batch, chunk, one.gated, strength, every if downstream else None
-        )  # fmt: skip
+        found = ablated(frozen, norm, question.plan, batch, chunk, one.gated, strength, apart)
         f1, s1 = f0 + found.df, found.s1.double()
         fields, error = effects(
             f0=f0, f1=f1, s0=s0, s1=s1, s_own=found.s_own.double(), de=de,

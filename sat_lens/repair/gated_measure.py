@@ -22,6 +22,7 @@ from sat_lens.memory import available_bytes
 from sat_lens.repair import measure
 from sat_lens.repair.ablations import Dose, Optimal, undosed
 from sat_lens.repair.components import as_components
+from sat_lens.repair.downstream import Downstream
 from sat_lens.repair.gated import GatedReadout, GatedRunner, UnderOwnMask
 from sat_lens.repair.gated_both import BothRunner, Sources, measure_both
 from sat_lens.repair.gated_masks import mask_rule
@@ -107,24 +108,24 @@ def _both(
     progress: bool = False,
 ) -> SelfRepairResult:
     """`self_repair` for both streams at once."""
-    measure.check_knobs(ln_order, downstream, batch_size)
+    measure.check_knobs(ln_order, batch_size)
     model, select = runner.model, TopDE() if select is None else select
+    apart = Downstream.of(model, downstream)
     chosen = as_components(model, components)
     rows = as_rows(tokens, lengths, keep, documents, skip_bos=skip_bos, needs_next=readout.needs_next)
     rows = measure.measurable(rows, ablation, readout)
     plan = planned(runner, chosen)
-    question = measure.Question(runner, readout, rows, plan, doses, ablation.draws, select, ln_order)
-    columns = measure.downstream_columns(runner) if downstream == "components" else ()
+    question = measure.Question(runner, readout, rows, plan, doses, ablation.draws, select, ln_order, apart)
     free = available_bytes(str(model.W_U.device))
-    most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, None if free is None else free / 4)
-    measure.require_memory(question, batch_size, 4 * most, len(columns), per_token)
+    free = None if free is None else free / 4
+    most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, free, apart.neurons)
+    measure.require_memory(question, batch_size, 4 * most, per_token)
     sources = Sources(runner, ablation, rows, chosen, batch_size)
-    tally = Tally(len(doses), len(chosen), rows.n, len(columns), per_token)
+    tally = Tally(len(doses), len(chosen), rows.n, len(apart.names), per_token)
     tolerance = TOLERANCE[model.W_U.dtype]
     with runner.ready():
         table = question.ranked_tokens(batch_size) if ranked(select) else None
         batches = list(dealt(rows.batches(batch_size)))
         for number, batch in enumerate(tqdm(batches, desc="self-repair", disable=None if progress else True)):
-            measure_both(question, batch, sources, table, most, tally, bool(columns), number == 0, tolerance)
-    meta = {**measure.about(question, skip_bos), "ablation": ablation.name, "downstream": downstream}
-    return measure.result_of(question, tally, columns, meta)
+            measure_both(question, batch, sources, table, most, tally, number == 0, tolerance)
+    return measure.result_of(question, tally, {**measure.about(question, skip_bos), "ablation": ablation.name})

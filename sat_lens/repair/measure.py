@@ -21,13 +21,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_lens import __version__
 from sat_lens.distributed import dealt, is_main, world_size
 from sat_lens.memory import available_bytes, require
 from sat_lens.repair.ablations import Ablation, Source, undosed
 from sat_lens.repair.batch import Batch, check_writes, read_batch, removal
 from sat_lens.repair.components import as_components
+from sat_lens.repair.downstream import Downstream
 from sat_lens.repair.effects import FIELDS, ORDERS, effects
+from sat_lens.repair.origin import origin
 from sat_lens.repair.plan import Chunk, Plan, chunks, copies_at_once, planned, token_bytes
 from sat_lens.repair.readout import Readout
 from sat_lens.repair.result import SelfRepairResult
@@ -37,7 +38,6 @@ from sat_lens.repair.selection import Selection, TopDE, chosen_tokens, ranked, r
 from sat_lens.repair.suffixes import ablated
 from sat_lens.repair.tally import Tally
 
-DOWNSTREAM = ("none", "components")
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
 """How far the shares may miss the change of the logit, for each logit of the largest share."""
 
@@ -76,7 +76,8 @@ def self_repair(
         target: whose logit, or a Readout.
         select: of `selection`; None: the top 2 % of each component's tokens by direct effect.
         ln_order: which part is the norm's: `clean`, `ablated` or `symmetric` (see `effects`).
-        downstream: `components` keeps who repairs what apart, for `repair_matrix`.
+        downstream: `components` keeps who repairs what apart, for `repair_matrix`; `neurons` also by neuron of the MLPs
+            behind, for `neuron_repair`.
         skip_bos: position 0 is not measured.
         batch_size: rows a batch; changes nothing but cost.
         head_chunk: components a pass, or `auto`; changes nothing but cost.
@@ -90,9 +91,12 @@ def self_repair(
 
     Cost: for each batch a clean pass (two with a ranked selection, one more a draw of resampling), and for each
         component, draw and dose the layers behind it. Memory: sums for each component and text, 100 bytes a
-        selected token, one batch's activations, one chunk. Under torchrun the ranks share the batches.
+        selected token, one batch's activations, one chunk; 8 bytes for each component and column that is told apart,
+        with `neurons` every neuron of the model, and these of one layer and chunk. Under torchrun the ranks share the
+        batches.
     """
-    check_knobs(ln_order, downstream, batch_size)
+    check_knobs(ln_order, batch_size)
+    apart = Downstream.of(model, downstream)
     whole, doses = undosed(ablation)
     select = TopDE() if select is None else select
     runner = make_runner(model) if runner is None else runner
@@ -100,27 +104,24 @@ def self_repair(
     chosen = as_components(model, components)
     rows = as_rows(tokens, lengths, keep, documents, skip_bos=skip_bos, needs_next=readout.needs_next)
     rows = measurable(rows, whole, readout)
-    question = Question(runner, readout, rows, planned(runner, chosen), doses, whole.draws, select, ln_order)
-    columns = downstream_columns(runner) if downstream == "components" else ()
-    most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, available_bytes(str(model.W_U.device)))
-    require_memory(question, batch_size, most, len(columns), per_token)
+    question = Question(runner, readout, rows, planned(runner, chosen), doses, whole.draws, select, ln_order, apart)
+    free = available_bytes(str(model.W_U.device))
+    most = copies_at_once(model, rows.tokens.shape[1], batch_size, head_chunk, free, apart.neurons)
+    require_memory(question, batch_size, most, per_token)
     source = whole.fitted(runner, rows, chosen, batch_size)
-    tally = Tally(len(doses), len(chosen), rows.n, len(columns), per_token)
+    tally = Tally(len(doses), len(chosen), rows.n, len(apart.names), per_token)
     with runner.ready():
         table = question.ranked_tokens(batch_size) if ranked(select) else None
         batches = list(dealt(rows.batches(batch_size)))
         for number, batch in enumerate(tqdm(batches, desc="self-repair", disable=_quiet(progress))):
-            question.measure(batch, source, table, most, tally, bool(columns), first=number == 0)
-    meta = {**about(question, skip_bos), "ablation": whole.name, "downstream": downstream}
-    return result_of(question, tally, columns, meta)
+            question.measure(batch, source, table, most, tally, first=number == 0)
+    return result_of(question, tally, {**about(question, skip_bos), "ablation": whole.name})
 
 
-def check_knobs(ln_order: str, downstream: str, batch_size: int) -> None:
+def check_knobs(ln_order: str, batch_size: int) -> None:
     """Raise a ValueError for one that self-repair does not know."""
     if ln_order not in ORDERS:
         raise ValueError(f"ln_order must be one of {', '.join(ORDERS)}; got {ln_order!r}")
-    if downstream not in DOWNSTREAM:
-        raise ValueError(f"downstream must be one of {', '.join(DOWNSTREAM)}; got {downstream!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
 
@@ -149,6 +150,7 @@ class Question:
     draws: int
     select: Selection
     order: str
+    downstream: Downstream
 
     def ranked_tokens(self, batch_size: int) -> Bool[Tensor, "component n pos"]:
         """The tokens of a ranked selection: a clean pass over everything."""
@@ -156,7 +158,7 @@ class Question:
         n = len(self.plan.components)
         found.values, found.rows, found.positions = (part.reshape(0, 1).expand(0, n) for part in _fields(found))
         for batch in dealt(self.rows.batches(batch_size)):
-            read = read_batch(self.runner, self.readout, self.rows, batch, self.plan, False)
+            read = read_batch(self.runner, self.readout, self.rows, batch, self.plan)
             found.update(self.select.rank(read.de).permute(1, 2, 0), batch, read.keep)
         return chosen_tokens(found, (n, *self.rows.tokens.shape))
 
@@ -167,11 +169,10 @@ class Question:
         table: Bool[Tensor, "component n pos"] | None,
         most: int,
         tally: Tally,
-        downstream: bool,
         first: bool,
     ) -> None:
         """One batch into the tally; the first one is also asked whether the model is what is assumed."""
-        batch = read_batch(self.runner, self.readout, self.rows, rows, self.plan, downstream)
+        batch = read_batch(self.runner, self.readout, self.rows, rows, self.plan, self.downstream)
         if first:
             texts = self.rows.cut(rows).to(batch.v.device)
             self.readout.verify(self.runner.model, texts, batch.clean.final)
@@ -185,7 +186,7 @@ class Question:
         batch, removals, selected, most = self.runner.narrowed(batch, removals, selected, most)
         for chunk in chunks(self.plan, selected, most):
             for dose, strength in enumerate(self.doses):
-                self._chunk(batch, chunk, removals, selected, dose, strength, tally, downstream)
+                self._chunk(batch, chunk, removals, selected, dose, strength, tally)
 
     def _chunk(
         self,
@@ -196,7 +197,6 @@ class Question:
         dose: int,
         strength: float | int,
         tally: Tally,
-        downstream: bool,
     ) -> None:
         rows, components = chunk.rows, chunk.components
         mine = selected[components, rows]
@@ -204,15 +204,10 @@ class Question:
         de = batch.de[components, rows].double()
         mean: dict[str, Tensor] = {}
 
-        def every(column: int, change: Tensor) -> None:
-            weight = (mine / s0 / self.draws)[..., None]
-            sums = (change.double() * weight).sum(1).cpu()
-            tally.matrix[dose, :, column : column + sums.shape[1]].index_add_(0, components.cpu(), sums)
-
+        every = tally.columns(dose, components, mine / s0 / self.draws)
         for one in removals:
-            found = ablated(
-                self.runner, self.readout.norm, self.plan, batch, chunk, one, strength, every if downstream else None
-            )
+            apart = (self.downstream, every) if self.downstream else None
+            found = ablated(self.runner, self.readout.norm, self.plan, batch, chunk, one, strength, apart)
             fields, error = effects(
                 f0=f0, f1=f0 + found.df, s0=s0, s1=found.s1.double(), s_own=found.s_own.double(), de=de,
                 own=found.own.double(), heads=found.heads.double(), mlps=found.mlps.double(), order=self.order,
@@ -245,49 +240,36 @@ def about(question: Question, skip_bos: bool) -> dict[str, Any]:
         "n_sequences": question.rows.n,
         "skip_bos": skip_bos,
         "dtype": str(question.runner.model.W_U.dtype).removeprefix("torch."),
-        "sat_lens": __version__,
+        "downstream": question.downstream.kind,
+        **origin(question.runner.model),
     }
 
 
-def result_of(question: Question, tally: Tally, columns: tuple[str, ...], meta: dict[str, Any]) -> SelfRepairResult:
+def result_of(question: Question, tally: Tally, meta: dict[str, Any]) -> SelfRepairResult:
     merged = tally.merged()
-    for i, component in enumerate(question.plan.components):
-        for site, units in component.writes if columns else ():
-            stride = len(columns) // question.runner.n_layers
-            own = (
-                [site.layer * stride + unit for unit in units] if site.name == "z" else [(site.layer + 1) * stride - 1]
-            )
-            merged["matrix"][:, i, own] = 0
+    apart = question.downstream
+    for i, component in enumerate(question.plan.components if apart else ()):
+        merged["matrix"][:, i, apart.own(component)] = 0
     return SelfRepairResult(
-        components=tuple(question.plan.components), doses=question.doses, columns=columns,
+        components=tuple(question.plan.components), doses=question.doses, columns=apart.names,
         tokens=question.rows.tokens, meta=meta, **merged,
     )  # fmt: skip
 
 
-def downstream_columns(runner: Runner) -> tuple[str, ...]:
-    """Names of everything downstream, a layer's heads and then its MLP."""
-    names = []
-    for layer in range(runner.n_layers):
-        names += [f"L{layer}H{h}" for h in range(runner.model.cfg.n_heads)]
-        names += [f"mlp{layer}"] if runner.has_mlp else []
-    return tuple(names)
-
-
-def require_memory(question: Question, batch_size: int, most: int, n_columns: int, per_token: bool) -> None:
+def require_memory(question: Question, batch_size: int, most: int, per_token: bool) -> None:
     """Refuse before the run what would not fit: activations of a batch and a chunk, and what is summed."""
     model, n = question.runner.model, len(question.plan.components)
     n_rows, n_pos = question.rows.tokens.shape
     cfg, size = model.cfg, model.W_U.element_size()
     widths = {"z": cfg.n_heads * cfg.d_head, "mlp_out": cfg.d_model, "post": cfg.d_mlp or 0}
     site = sum(widths[site.name] for site in question.plan.sites) * (1 + 2 * question.draws)
-    if n_columns:
-        site += cfg.n_layers * widths["z"]
+    site += sum(widths[site.name] for site in question.downstream.sites)
     clean = (3 * cfg.n_layers + 4) * cfg.d_model + site + 4 * n * (2 + 3 * question.draws)
     device = str(model.W_U.device)
     held = batch_size * n_pos * clean * size
-    require(held + (max(most, batch_size) * n_pos) * token_bytes(model, n_pos), "a batch and a chunk", device,
-            "take a smaller batch_size or head_chunk")  # fmt: skip
-    sums = len(question.doses) * n * (n_rows * (len(FIELDS) + 1) + n_columns) * 8
+    chunk = max(most, batch_size) * n_pos * token_bytes(model, n_pos, question.downstream.neurons)
+    require(held + chunk, "a batch and a chunk", device, "take a smaller batch_size or head_chunk")
+    sums = len(question.doses) * n * (n_rows * (len(FIELDS) + 1) + len(question.downstream.names)) * 8
     share = getattr(question.select, "q", 1.0)
     places = len(question.doses) * n * share * int(question.rows.keep.sum()) * 100 if per_token else 0
     table = n * n_rows * n_pos if ranked(question.select) else 0

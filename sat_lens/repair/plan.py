@@ -113,11 +113,16 @@ def chunks(plan: Plan, selected: Bool[Tensor, "component batch pos"], most: int)
             yield Chunk(entry, segments)
 
 
-def copies_at_once(model: Any, n_pos: int, batch_size: int, head_chunk: Any, free: float | int | None) -> int:
+def copies_at_once(
+    model: Any, n_pos: int, batch_size: int, head_chunk: Any, free: float | int | None, neurons: bool = False
+) -> int:
     """Copies a chunk.
 
     `auto`: as many as keep a core's products busy and fit a quarter of the free memory; a number: so many
     components with all rows of a batch.
+
+    Args:
+        neurons: whether those behind are told apart.
 
     Raises:
         ValueError: neither `auto` nor a number from 1 on.
@@ -126,15 +131,20 @@ def copies_at_once(model: Any, n_pos: int, batch_size: int, head_chunk: Any, fre
         tokens = 6144 if torch.device(model.W_U.device).type == "cpu" else 131072
         most = max(1, tokens // n_pos)
         if free is not None:
-            most = min(most, max(1, int(free / 4 / (token_bytes(model, n_pos) * n_pos))))
+            most = min(most, max(1, int(free / 4 / (token_bytes(model, n_pos, neurons) * n_pos))))
         return most
     if not isinstance(head_chunk, int) or head_chunk < 1:
         raise ValueError(f"head_chunk must be 'auto' or at least 1 component; got {head_chunk!r}")
     return head_chunk * batch_size
 
 
-def token_bytes(model: Any, n_pos: int) -> int:
-    """What a token of a copy takes while a suffix runs, about: streams, a layer's activations, scores of attention."""
+def token_bytes(model: Any, n_pos: int, neurons: bool = False) -> int:
+    """What a token of a copy takes while a suffix runs, about: streams, a layer's activations, scores of attention.
+
+    Where neurons are told apart also their changes, thrice, and once in float64.
+    """
     cfg = model.cfg
-    numbers = 9 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + 3 * (cfg.d_mlp or 0) + 2 * cfg.n_heads * n_pos
-    return numbers * model.W_U.element_size()
+    d_mlp = cfg.d_mlp or 0
+    numbers = 9 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + 3 * d_mlp + 2 * cfg.n_heads * n_pos
+    apart = d_mlp * (3 * model.W_U.element_size() + 8) if neurons else 0
+    return numbers * model.W_U.element_size() + apart

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class SelfRepairResult:
     Args:
         components: what was ablated.
         doses: how much of it; (1.0,) is the whole ablation.
-        columns: downstream heads and MLPs of `matrix`.
+        columns: downstream heads, MLPs and neurons of `matrix`.
         tokens: of all texts.
         sums: of effects.FIELDS; averages over draws.
         counts: selected tokens.
@@ -89,7 +90,7 @@ class SelfRepairResult:
             found.insert(2, "removed", found.de - found.ade)
             found.insert(4, "self_repair", found.dlogit + found.removed)
             table = pd.concat([table, found.rename(columns={"ln_clipped": "ln_frac_clipped"})], axis=1)
-            variance = self.squares[dose].numpy() / n.numpy() - table.self_repair**2
+            variance = _ratio(self.squares[dose].numpy(), n.numpy()) - table.self_repair**2
             table["sr_std"] = np.sqrt(np.maximum(variance, 0))
             table["frac_of_de"] = _ratio(table.self_repair, table.de)
             table["frac_of_removed"] = _ratio(table.self_repair, table.removed)
@@ -166,10 +167,18 @@ class SelfRepairResult:
         Raises:
             ValueError: columns were not kept apart.
         """
-        if not self.columns:
-            raise ValueError("downstream components were not kept apart; measure with downstream='components'")
-        means = self.matrix[self.doses.index(dose)] / self.counts.sum(1)[:, None]
-        return pd.DataFrame(means.numpy(), index=[one.name for one in self.components], columns=list(self.columns))
+        return self._columns(dose, "components", lambda name: "N" not in name)
+
+    def neuron_repair(self, dose: float | int = 1.0) -> pd.DataFrame:
+        """The same by neuron of later MLPs: columns such as L3N17, layer by layer; logits a token, at the clean scale.
+
+        A row's neurons sum to `sr_mlps` of `ln_order="clean"`, and those of a layer to the MLP's column of
+        `repair_matrix`.
+
+        Raises:
+            ValueError: neurons were not kept apart.
+        """
+        return self._columns(dose, "neurons", lambda name: "N" in name)
 
     def closure_error(self) -> float:
         """By how much the shares of a token miss the change of its logit, at most, in logits."""
@@ -230,6 +239,14 @@ class SelfRepairResult:
         )
         plain["doses"], plain["columns"] = tuple(plain["doses"]), tuple(plain["columns"])
         return cls(**plain, **load((folder / "self_repair.safetensors").read_bytes()))
+
+    def _columns(self, dose: float | int, kind: str, wanted: Callable[[str], bool]) -> pd.DataFrame:
+        which = [i for i, name in enumerate(self.columns) if wanted(name)]
+        if not which:
+            raise ValueError(f"downstream {kind} were not kept apart; measure with downstream={kind!r}")
+        means = self.matrix[self.doses.index(dose)][:, which] / self.counts.sum(1)[:, None]
+        names = [self.columns[i] for i in which]
+        return pd.DataFrame(means.numpy(), index=[one.name for one in self.components], columns=names)
 
     def _labels(self) -> dict[str, list[Any]]:
         return {

@@ -72,9 +72,18 @@ class Runner(ABC):
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Inference mode, within which `clean` and `suffix` are to be called; leaves no trace on the model."""
-        with inference(self.model):
-            yield
+        """Inference mode, within which `clean` and `suffix` are to be called; leaves no trace on the model.
+
+        Products of float32 numbers are made in float32, whatever the process allows: what TF32 and bfloat16 round off
+        is as large as many shares.
+        """
+        allowed = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with inference(self.model):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
 
     def written(self, site: Site) -> Point:
         """From where on the stream holds what the site writes, and the rest of the layer has not read it."""

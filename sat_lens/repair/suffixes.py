@@ -9,9 +9,12 @@ from torch import Tensor
 
 from sat_lens.repair.batch import Batch, Removal, dot
 from sat_lens.repair.components import Site, Weights
+from sat_lens.repair.downstream import Downstream
 from sat_lens.repair.plan import Chunk, Plan
 from sat_lens.repair.readout import FinalNorm
 from sat_lens.repair.runner import Hooks, Runner
+
+Apart = tuple[Downstream, Callable[[int, Tensor], None]]
 
 
 @dataclasses.dataclass
@@ -37,24 +40,22 @@ class Watch:
     """Hooks that sum up what attention and MLP layers add to the score beyond the clean pass.
 
     Args:
-        every: told each head's and MLP's change as it comes: (first column, changes [copy pos column]).
+        apart: who is told apart, and what is told of the changes of each as they come: (first column, changes
+            [copy pos column]).
     """
 
-    def __init__(
-        self, runner: Runner, batch: Batch, chunk: Chunk, v: Tensor, every: Callable[[int, Tensor], None] | None
-    ) -> None:
+    def __init__(self, runner: Runner, batch: Batch, chunk: Chunk, v: Tensor, apart: Apart | None) -> None:
         self.batch, self.rows, self.v = batch, chunk.rows, v
         self.heads = torch.zeros_like(v[..., 0])
         self.mlps = torch.zeros_like(self.heads)
         self.hooks: Hooks = []
-        cfg = runner.model.cfg
-        self._model, self._stride = runner.model, cfg.n_heads + runner.has_mlp
+        self._model = runner.model
         for layer in range(chunk.entry.layer, runner.n_layers):
             self.hooks.append((f"blocks.{layer}.hook_attn_out", self._attn(layer)))
             if runner.has_mlp:
                 self.hooks.append((f"blocks.{layer}.hook_mlp_out", self._mlp(layer)))
-            if every is not None:
-                self.hooks += self._apart(layer, every)
+            if apart is not None:
+                self.hooks += self._apart(layer, *apart)
 
     def _attn(self, layer: int) -> Callable[[Tensor], None]:
         def add(out: Tensor) -> None:
@@ -68,20 +69,23 @@ class Watch:
 
         return add
 
-    def _apart(self, layer: int, every: Callable[[int, Tensor], None]) -> Hooks:
-        """Hooks that tell `every` the changes of a layer's heads and of its MLP."""
-        site, column = Site(layer, "z"), layer * self._stride
-        weights = Weights(self._model, [site])
+    def _apart(self, layer: int, downstream: Downstream, every: Callable[[int, Tensor], None]) -> Hooks:
+        """Hooks that tell `every` the changes of a layer's heads, of its MLP and of its neurons."""
 
-        def heads(z: Tensor) -> None:
-            changed = z - self.batch.clean.sites[site][self.rows]
-            every(column, weights.scores(site, changed, self.v))
+        def units(site: Site) -> Callable[[Tensor], None]:
+            weights = Weights(self._model, [site])
+
+            def tell(value: Tensor) -> None:
+                changed = value - self.batch.clean.sites[site][self.rows]
+                every(downstream.first(site), weights.scores(site, changed, self.v))
+
+            return tell
 
         def mlp(out: Tensor) -> None:
             change = dot(out, self.v) - self.batch.mlps[layer][self.rows]
-            every(column + self._stride - 1, change[..., None])
+            every(downstream.first(Site(layer, "mlp_out")), change[..., None])
 
-        hooks: Hooks = [(site.hook, heads)]
+        hooks: Hooks = [(site.hook, units(site)) for site in downstream.sites if site.layer == layer]
         return [*hooks, (f"blocks.{layer}.hook_mlp_out", mlp)] if layer in self.batch.mlps else hooks
 
 
@@ -93,20 +97,20 @@ def ablated(
     chunk: Chunk,
     removal: Removal,
     dose: float | int,
-    every: Callable[[int, Tensor], None] | None = None,
+    apart: Apart | None = None,
 ) -> Ablated:
     """Run a chunk.
 
     Args:
         dose: how much of the removal is done.
-        every: see Watch.
+        apart: see Watch.
     """
     rows, components = chunk.rows, chunk.components
     v, final = batch.v[rows], batch.clean.final[rows]
     x, taken, edits = _entered(runner, plan, batch, chunk, removal, dose)
     s_own = norm.scale(final + taken)
     del taken
-    watch = Watch(runner, batch, chunk, v, every)
+    watch = Watch(runner, batch, chunk, v, apart)
     last = runner.suffix(batch.clean, chunk.entry, x, rows, [*edits, *watch.hooks])
     s1 = norm.scale(last)
     own, late_heads, late_mlps = (

@@ -1,5 +1,6 @@
 """Sums of what is measured, by component and text, in float64."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,17 @@ class Tally:
             place = (torch.full_like(where, dose), component[where], row[where], at.cpu(), targets[copy, pos].cpu())
             self._places.append(torch.stack(place, -1).int())
             self._values.append(torch.cat([stacked[copy, pos], s0[copy, pos, None]], -1).float().cpu())
+
+    def columns(
+        self, dose: int, component: Int[Tensor, " copy"], weight: Float[Tensor, "copy pos"]
+    ) -> Callable[[int, Tensor], None]:
+        """What takes changes of the score [copy pos column] in, from a first column on, weighted by token."""
+
+        def every(column: int, change: Tensor) -> None:
+            sums = torch.einsum("cpk,cp->ck", change.double(), weight).cpu()
+            self.matrix[dose, :, column : column + sums.shape[1]].index_add_(0, component.cpu(), sums)
+
+        return every
 
     def merged(self) -> dict[str, Any]:
         """Everything, of all ranks."""

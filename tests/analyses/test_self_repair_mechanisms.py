@@ -323,6 +323,8 @@ def test_every_study_has_figures_from_its_saved_result_alone(name, model, tmp_pa
     result.save(tmp_path / name)
     drawn = study_figures(Result.load(tmp_path / name))
     assert drawn and all(len(figure.data) for figure in drawn.values())
+    if name != "thresholds":  # whose axes and slider are the selection
+        assert all(result.meta["selection"] in figure.layout.title.text for figure in drawn.values())
     again = study(model, texts(), batch_size=5, **knobs)
     columns = ["value", "null"]
     np.testing.assert_allclose(again.table[columns], result.table[columns], rtol=1e-6, atol=1e-8)

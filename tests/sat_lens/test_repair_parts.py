@@ -272,7 +272,7 @@ def test_bad_arguments_say_what_was_expected(tiny_model):
     model, tokens = tiny_model(), texts()
     for knobs, message in (
         ({"ln_order": "paper"}, "clean, ablated, symmetric"),
-        ({"downstream": "neurons"}, "none, components"),
+        ({"downstream": "layers"}, "none, components, neurons"),
         ({"batch_size": 0}, "batch_size"),
         ({"head_chunk": "many"}, "head_chunk"),
         ({"lengths": torch.tensor([9, 9, 9, 9, 10])}, "between 1 and 9"),

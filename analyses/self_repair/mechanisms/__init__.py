@@ -11,6 +11,8 @@ _LINES = {
     "erasure": "MLP neurons that erase what a head says, and erase less without it: which, how few, the same ones?",
     "layer_shift": "do heads react to a lost head as they do to a lost layer?",
     "self_repression": "does a head say less when its own output is in the stream already?",
+    "cosine": "do later components turn towards what a head wrote when it is out?",
+    "signal": "is it the answer in a head's output that is repaired and erased, or the rest of it?",
     "hydra": "whole layers ablated at the last token: how much do later layers make up for?",
     "backups": "which heads take over when seeds are out: completion scores, growth of direct effects, ROC-AUC",
     "repair_matrix": "who repairs whom, head by head and MLP by MLP",
@@ -21,7 +23,7 @@ _LINES = {
     "ln_ratio": "the final norm's scale, clean / ablated, when a head is resampled, its mean, zero",
     "thresholds": "the answer as the selection of tokens narrows to large direct effects",
 }
-OF_ONE = ("erasure", "self_repression", "mediation", "dose", "share_of_repair", "ln_ratio")
+OF_ONE = ("erasure", "self_repression", "cosine", "signal", "mediation", "dose", "share_of_repair", "ln_ratio")
 """Studies of a single component."""
 OWN_ABLATION = ("hydra", "erasure_projection", "ln_ratio")
 """Studies that say themselves what replaces a component."""

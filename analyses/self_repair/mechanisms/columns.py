@@ -45,7 +45,7 @@ def first_to_react(scene: Scene, component: Component) -> int:
 def effects(take: Take) -> Float[Tensor, "batch pos column"]:
     """Clean direct effects, in logits."""
     found = []
-    for site in _sites(take.scene, 0):
+    for site in sites(take.scene, 0):
         found.append(take.unit_effects(site, take.value(site)))
     return torch.cat(found, -1)
 
@@ -58,13 +58,14 @@ def changes(
     What is taken out or frozen counts as it is in the run.
     """
     scene, seen = take.scene, {}
-    sites = _sites(scene, layer)
-    watch = [hook for site in sites for hook in capturing(site.hook, seen, site)]
+    watched = sites(scene, layer)
+    watch = [hook for site in watched for hook in capturing(site.hook, seen, site)]
     final = take.run(layer, [*hooks, *watch])
     before = take.f0.new_zeros(*take.f0.shape, layer * stride(scene))
-    return final, torch.cat([before, *(take.unit_effects(site, seen[site] - take.value(site)) for site in sites)], -1)
+    return final, torch.cat([before, *(take.unit_effects(site, seen[site] - take.value(site)) for site in watched)], -1)
 
 
-def _sites(scene: Scene, first: int) -> list[Site]:
+def sites(scene: Scene, first: int) -> list[Site]:
+    """Where the columns of the layers from `first` on are read."""
     kinds = ("z", "mlp_out") if scene.has_mlp else ("z",)
     return [Site(layer, kind) for layer in range(first, scene.n_layers) for kind in kinds]

@@ -1,66 +1,23 @@
 """The figures of every study, from its Result alone."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses import figures
 from analyses.figures import COLORS, error_bars, figure, heat_map
 from analyses.result import Result
+from analyses.self_repair.mechanisms.drawing import GREY, bars, of, titled
 from analyses.self_repair.mechanisms.figures_erasure import erasure_figures
+from analyses.self_repair.mechanisms.figures_iterative import (
+    cosine_figures,
+    repression_figures,
+    shift_figures,
+    signal_figures,
+)
 from analyses.self_repair.mechanisms.figures_norm import norm_figures
 from analyses.self_repair.mechanisms.figures_thresholds import threshold_figures
-
-GREY = COLORS[6]
-
-
-def caption(result: Result) -> str:
-    """What was taken out, how, and at which tokens: belongs to every title."""
-    meta = result.meta
-    component = meta.get("component", "")
-    if not isinstance(component, str):
-        component = component[0] if len(component) == 1 else f"{len(component)} components"
-    parts = [component, meta.get("ablation", ""), meta.get("selection", ""), f"{meta['n_sequences']} stories"]
-    return ", ".join(part for part in parts if part)
-
-
-def titled(result: Result, text: str) -> str:
-    """With the model, and the caption as a second line."""
-    return f"{figures.titled(result.meta, text)}<br><sup>{caption(result)}</sup>"
-
-
-def of(result: Result, measure: str, **index: Any) -> pd.DataFrame:
-    """Rows of a measure at this index."""
-    table = result.table[result.table.measure == measure]
-    for name, value in index.items():
-        table = table[table[name] == value]
-    return pd.DataFrame(table)
-
-
-def bars(result: Result, table: pd.DataFrame, labels: Any, *, title: str, x_title: str, y_title: str) -> go.Figure:
-    """Values with their intervals as bars, the null as grey points with its interval beside them."""
-    drawn = figure(title=titled(result, title), x_title=x_title, y_title=y_title)
-    labels = list(map(str, labels))
-    drawn.add_bar(
-        x=labels,
-        y=table.value,
-        name="measured",
-        marker_color=COLORS[0],
-        error_y=error_bars(table.value, table.ci_low, table.ci_high, thickness=1.2, width=3),
-    )
-    if table.null.notna().any():
-        drawn.add_scatter(
-            x=labels,
-            y=table.null,
-            name="null",
-            mode="markers",
-            marker={"color": GREY, "symbol": "diamond", "size": 8},
-            error_y=error_bars(table.null, table.null_low, table.null_high, thickness=1.2, width=3, color=GREY),
-        )
-    return drawn
 
 
 def mediation_figures(result: Result) -> dict[str, go.Figure]:
@@ -202,32 +159,6 @@ def projection_figures(result: Result) -> dict[str, go.Figure]:
     return found
 
 
-def shift_figures(result: Result) -> dict[str, go.Figure]:
-    """Change under a skipped layer against change under a lost head, a point a head."""
-    drawn = figure(
-        title=titled(result, "A lost layer and a lost head"),
-        x_title="main head before is out (change, logits)", y_title="layer before is skipped (change, logits)",
-    )  # fmt: skip
-    x, y = (of(result, measure).reset_index(drop=True) for measure in ("ablation", "shift"))
-    for layer in sorted(x.layer.unique()):
-        mine = x.layer == layer
-        drawn.add_scatter(
-            x=x[mine].value, y=y[mine].value, mode="markers", name=f"layer {int(layer)}",
-            text=[f"L{int(layer)}H{int(h)}" for h in x[mine]["head"]], marker={"size": 8},
-            error_x=error_bars(x[mine].value, x[mine].ci_low, x[mine].ci_high, thickness=0.8),
-            error_y=error_bars(y[mine].value, y[mine].ci_low, y[mine].ci_high, thickness=0.8),
-        )  # fmt: skip
-    return {"layer_shift": drawn}
-
-
-def repression_figures(result: Result) -> dict[str, go.Figure]:
-    """Slopes by what was added and how often."""
-    table = of(result, "slope").sort_values(["times", "added"])
-    labels = [f"{added} x{times:g}" for added, times in zip(table.added, table.times, strict=True)]
-    title = "Slope of a head's direct effect after on before"
-    return {"self_repression": bars(result, table, labels, title=title, x_title="added", y_title="slope")}
-
-
 def _room(drawn: go.Figure) -> None:
     """Titles of the axes beside the names, not on them."""
     drawn.update_yaxes(automargin=True, title_standoff=10)
@@ -238,6 +169,8 @@ FIGURES: Mapping[str, Callable[[Result], dict[str, go.Figure]]] = {
     "self_repair_erasure": erasure_figures,
     "self_repair_layer_shift": shift_figures,
     "self_repair_self_repression": repression_figures,
+    "self_repair_cosine": cosine_figures,
+    "self_repair_signal": signal_figures,
     "self_repair_hydra": hydra_figures,
     "self_repair_backups": backup_figures,
     "self_repair_matrix": matrix_figures,

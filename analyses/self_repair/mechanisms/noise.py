@@ -32,6 +32,15 @@ def directions(
     return torch.stack(draws)[:, : like.shape[1]].to(like)
 
 
+def choices(rows: Int[Tensor, " batch"], n_pos: int, n: int, seed: int) -> Int[Tensor, "batch pos"]:
+    """A number below n for each token, the same for a story in every batch of texts of `n_pos` tokens."""
+    draws = [
+        torch.randint(n, (n_pos,), generator=torch.Generator().manual_seed(1_000_003 * seed + row))
+        for row in rows.tolist()
+    ]
+    return torch.stack(draws)
+
+
 def scaled(
     direction: Float[Tensor, "batch pos d_model"], change: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:

@@ -127,7 +127,7 @@ def _measure(take: Take, head: Component, times: Sequence[float | int], hold_nor
     others = [h for h in range(outputs.shape[2]) if h != index]
     added = {"own": own, "random": noise.like(take, own, seed)}
     if others:
-        which = torch.randint(len(others), own.shape[:2], generator=torch.Generator().manual_seed(seed))
+        which = noise.choices(take.rows, take.scene.rows.tokens.shape[1], len(others), seed)[:, : own.shape[1]]
         which = torch.tensor(others, device=own.device)[which.to(own.device)]
         other = outputs.gather(2, which[..., None, None].expand(-1, -1, 1, own.shape[-1]))[:, :, 0]
         added["other head"] = noise.scaled(other, own)
