@@ -1,7 +1,6 @@
 """Where a result comes from: what must be known to get it again."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import platform
 import shlex
@@ -16,6 +15,7 @@ from sat_lens.checkpoint import WEIGHTS, checkpoint_hash, read_config, resolve
 from sat_lens.distributed import world_size
 from sat_lens.files import sha256_file
 from sat_lens.precision import uses_tf32
+from sat_lens.repair.origin import weights_sha256
 
 PACKAGES = ("torch", "transformer-lens", "numpy", "pandas", "scipy", "plotly")
 
@@ -66,19 +66,6 @@ def checkpoint_sha256(model: torch.nn.Module, checkpoint: str) -> tuple[str, str
         return WEIGHTS, checkpoint_hash(checkpoint)
     except FileNotFoundError:
         return "weights", weights_sha256(model)
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of all weights, in the order of their names.
-
-    The same for one model however it was loaded; not the hash of a file.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        weight = weight.detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy().tobytes() if weight.numel() else b"")
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -60,6 +60,10 @@ class Result:
         """
         try:
             meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+            if not isinstance(meta["name"], str) or not all(
+                isinstance(meta[k], dict) for k in ("units", "dtypes", "meta")
+            ):
+                raise ValueError("name must be text; units, dtypes and meta objects")
             table = pd.read_csv(
                 Path(folder) / "table.csv",
                 dtype=meta["dtypes"],
@@ -68,7 +72,7 @@ class Result:
                 engine="python",  # reads floats exactly in every version of pandas
             )
             return Result(meta["name"], table, meta["units"], meta["meta"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{folder} must hold the table.csv and meta.json of a result: {error}") from None
 
 

@@ -42,6 +42,9 @@ STATE = ("state/optimizer.safetensors", "state/state.json")
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name", "trust_remote_code")
+ENTRIES = {"schema_version", "kind", "model", "ablation", "tokenizer", "training", "data", "processing", "versions"}
+READ_AGAIN = 20  # times at most
+YOUNGER = {"score_noise"}  # settings of an ablation that the first folders do not have
 LIMIT_BYTES = 64 << 20  # of any JSON file
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -92,14 +95,14 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(weights, temporary / WEIGHTS)
         write_json(temporary / CONFIG, config)
         if model.tokenizer is not None:
             (temporary / TOKENIZER).write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
         (temporary / LOG).write_text(log, encoding="utf-8")
         if state is not None:
             (temporary / "state").mkdir()
-            save_file(state[0], temporary / STATE[0])
+            write_tensors(state[0], temporary / STATE[0])
             write_json(temporary / STATE[1], state[1])
         write_manifest(temporary)
         files.replace_folder(temporary, final)
@@ -111,19 +114,43 @@ def save(
 def load(folder: Path | str, device: str = "cpu") -> HookedTransformer:
     """The model of a checkpoint folder or of a shipped checkpoint's name, verified, in eval mode.
 
-    A run folder of `sat_lens.train` stands for its `best` checkpoint, or `last` where there is none.
+    A run folder of `sat_lens.train` stands for its `best` checkpoint, or `last` where there is none. A folder that
+    is replaced while it is read, as that of a run under way may be, is read again.
 
     Raises:
         CheckpointError: anything in the folder that is not what it says.
         FileNotFoundError: no such folder.
     """
     folder = resolve(folder)
+    for _ in range(READ_AGAIN):
+        before = _identity(folder)
+        try:
+            model = _load(folder, device)
+        except (ValueError, OSError):  # a tokenizer has an error of its own
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return model
+    raise CheckpointError(f"{folder} is replaced again and again while it is read; try later")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Of the folder that has this name at the moment; the next one of the same content has another."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load(folder: Path, device: str) -> HookedTransformer:
     verify_files(folder)
     config = read_config(folder)
     weights = read_weights(folder / WEIGHTS, device)
     model = _empty_model(config, weights, device)
     if config["tokenizer"] is not None:
-        model.tokenizer = _tokenizer(folder, config["tokenizer"])
+        model.tokenizer = _tokenizer(folder, config["tokenizer"], model.cfg.d_vocab)
         model.cfg.tokenizer_prepends_bos = False
     _check_keys(model, weights, folder)
     model.load_state_dict(weights, strict=True)
@@ -177,20 +204,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / CONFIG}: schema_version must be {SCHEMA_VERSION}; got {config.get('schema_version')!r}"
         )
-    expected = {
-        "schema_version",
-        "kind",
-        "model",
-        "ablation",
-        "tokenizer",
-        "training",
-        "data",
-        "processing",
-        "versions",
-    }
-    if difference := sorted(expected ^ set(config)):
-        word = "missing" if difference[0] in expected else "unknown"
+    if difference := sorted(ENTRIES ^ set(config)):
+        word = "missing" if difference[0] in ENTRIES else "unknown"
         raise CheckpointError(f"{folder / CONFIG}: {word} entry {difference[0]!r}")
+    for name in ("model", "training", "data", "processing", "versions"):
+        if not isinstance(config[name], dict):
+            raise CheckpointError(f"{folder / CONFIG}: {name} must be a JSON object; got {config[name]!r}")
+    special = config["tokenizer"]
+    if special is not None and not (isinstance(special, dict) and set(special) == set(SPECIAL_TOKENS)):
+        raise CheckpointError(f"{folder / CONFIG}: tokenizer must give {', '.join(SPECIAL_TOKENS)}")
+    done = config["processing"]
+    if set(done) != set(UNPROCESSED) or not all(isinstance(value, bool) for value in done.values()):
+        raise CheckpointError(f"{folder / CONFIG}: processing must say true or false of {', '.join(UNPROCESSED)}")
     return config
 
 
@@ -240,6 +265,14 @@ def read_weights(path: Path, device: str = "cpu", finite: bool = True) -> dict[s
     return weights
 
 
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises: OSError where it cannot be written (a full disk)."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+
+
 def checkpoint_hash(folder: Path | str) -> str:
     """sha256 of the weights file: the identity of a checkpoint in results."""
     return files.sha256_file(resolve(folder) / WEIGHTS)
@@ -272,6 +305,7 @@ def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str
         if not isinstance(fields.get("original_architecture"), str | None):
             raise ValueError("original_architecture must be text")
         cfg = HookedTransformerConfig(**fields, init_weights=False, device=device)
+        _check_taken(cfg, config)
         _check_sizes(cfg, weights)
         if config["kind"] == "SelfAblatingTransformer":
             return SelfAblatingTransformer(cfg, ablation=SelfAblation.from_dict(config["ablation"]))
@@ -279,11 +313,38 @@ def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str
             return hooked_transformer(cfg)
     except CheckpointError:
         raise
-    except (TypeError, ValueError, AssertionError, AttributeError, KeyError, RuntimeError, ArithmeticError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        ArithmeticError,
+        NameError,
+    ) as error:
         raise CheckpointError(f"{CONFIG}: not a valid configuration: {error}") from None
     raise CheckpointError(
         f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}"
     )
+
+
+def _check_taken(cfg: HookedTransformerConfig, config: dict[str, Any]) -> None:
+    """Refuse an entry that would be taken for another value (`final_rms: {}` for false), and one that was left out.
+
+    Another version of TransformerLens may know other entries; the settings of an ablation may be younger than a folder.
+    """
+    taken, written = json.loads(json.dumps(_config_dict(cfg))), config["model"]
+    for key, value in written.items():
+        if key not in NOT_KEPT and json.dumps(taken.get(key)) != json.dumps(value):
+            raise ValueError(f"{key} {value!r} would be taken for {taken.get(key)!r}")
+    if config["versions"].get("transformer_lens") == versions()["transformer_lens"]:
+        if missing := sorted(taken.keys() - written.keys()):
+            raise ValueError(f"model has no entry {missing[0]!r}")
+    if isinstance(config["ablation"], dict):
+        known = {field.name for field in dataclasses.fields(SelfAblation)}
+        if missing := sorted(known - config["ablation"].keys() - YOUNGER):
+            raise ValueError(f"ablation has no entry {missing[0]!r}")
 
 
 def _check_sizes(cfg: HookedTransformerConfig, weights: dict[str, Tensor]) -> None:
@@ -338,19 +399,19 @@ def _special_tokens(tokenizer: Any) -> dict[str, str | None] | None:
     return None if tokenizer is None else {name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}
 
 
-def _tokenizer(folder: Path, special: dict[str, str | None]) -> Any:
+def _tokenizer(folder: Path, special: dict[str, str | None], d_vocab: int) -> Any:
     from sat_lens.tokenizers import load_tokenizer
 
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(f"{folder}: {TOKENIZER} is missing, and {CONFIG} speaks of a tokenizer")
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    if not isinstance(special, dict) or not set(special) <= set(SPECIAL_TOKENS):
-        raise CheckpointError(f"{folder / CONFIG}: tokenizer must give {', '.join(SPECIAL_TOKENS)}")
     for name, token in special.items():
         if token is not None:
             if not isinstance(token, str) or tokenizer.backend_tokenizer.token_to_id(token) is None:
                 raise CheckpointError(f"{folder / CONFIG}: {name} {token!r} is not in the tokenizer")
             setattr(tokenizer, name, token)
+    if (highest := max(tokenizer.get_vocab().values())) >= d_vocab:
+        raise CheckpointError(f"{folder}: ids of {TOKENIZER} must be below the model's {d_vocab}; got {highest}")
     return tokenizer
 
 
@@ -374,7 +435,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
         raise CheckpointError(f"{path}: larger than {LIMIT_BYTES >> 20} MiB")
     try:
-        content = json.loads(path.read_bytes())
+        content = files.strict_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):

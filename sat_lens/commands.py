@@ -2,21 +2,25 @@
 
 import argparse
 import ast
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with its usage message reduced to the one line that says what was wrong."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see --help)\n" if _rank() == 0 else None)
+        line = one_line(ValueError(f"{self.prog}: {message}"))
+        self.exit(BAD_INPUT, f"{line} (see --help)\n" if _rank() == 0 else None)
 
 
 def command_parser(module: str, docstring: str | None, **knobs: Any) -> Parser:
@@ -26,9 +30,10 @@ def command_parser(module: str, docstring: str | None, **knobs: Any) -> Parser:
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command's `main` and leave the process: 0, 2 with one line on stderr, or 130."""
+    """Run a command's `main` and leave the process: 0, 2 with one line on stderr, 130, or 143 when it is terminated."""
     try:
-        main(argv)
+        with ending_in_order():
+            main(argv)
         sys.stdout.flush()
     except (ValueError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away; say nothing
@@ -43,6 +48,26 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     sys.exit(0)
 
 
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM leaves through every `finally`, so that nothing half written and no other process is left behind."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        sys.stderr.write("terminated\n")
+        sys.exit(TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread, which alone may do this
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _rank() -> int:
     """Which of torchrun's processes this is, before any of them has met the others; 0 without torchrun."""
     rank = os.environ.get("RANK", "0")
@@ -50,12 +75,13 @@ def _rank() -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line of at most 1,000 characters."""
+    """The message of an error on one line of at most 1,000 characters, none of which a terminal would obey."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())[:1000]
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return shown[:1000]
 
 
 def list_commands(folder: Path | str, package: str) -> str:

@@ -1,6 +1,7 @@
 """How a model ablates itself: one frozen, validated configuration."""
 
 import dataclasses
+import sys
 from typing import Any, Literal, get_args
 
 Mask = Literal["none", "local", "global", "both"]
@@ -124,4 +125,4 @@ class SelfAblation:
 def _is_number(value: object, above: int | None = None) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value < float("inf") and (above is None or value > above)
+    return 0 <= value <= sys.float_info.max and (above is None or value > above)

@@ -1,16 +1,34 @@
 """Files written whole or not at all: a temporary name beside the target, flushed, then renamed."""
 
+import contextlib
+import ctypes
+import errno
+import glob
 import hashlib
+import json
 import os
+import re
 import shutil
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
+
+try:
+    import fcntl
+except ImportError:  # no Unix
+    fcntl = None
+
+LOCK = ".lock"
+"""File by which a process holds a folder."""
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) so that a reader, or a crash, never meets half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
@@ -21,21 +39,93 @@ def write_whole(path: Path | str, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def regular(path: Path | str) -> Path:
+    """The path, if it is a regular file: a pipe that nobody writes to could be waited for without end.
+
+    Raises:
+        FileNotFoundError: nothing is there. ValueError: something else is.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} must be a file; it is {'a folder' if path.is_dir() else 'a pipe or a device'}")
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return path
+
+
+def temporary_beside(final: Path) -> Path:
+    """A name beside `final` that is this process's own; what processes of this machine that died left is removed."""
+    prefix, host = f".{final.name}.", re.sub(r"[^\w-]", "-", socket.gethostname())
+    for left in final.parent.glob(f"{glob.escape(prefix)}{host}-*.part"):
+        process = left.name[len(prefix) + len(host) + 1 : -len(".part")].partition("-")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return final.with_name(f"{prefix}{host}-{os.getpid()}-{threading.get_ident()}.part")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Hold a folder, which is made, against other processes that ask for it; a process that dies lets go.
+
+    Where the file system knows no locks, nothing is held.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a", encoding="ascii") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process writes to {folder}; wait for its end, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
 def replace_folder(temporary: Path | str, final: Path | str) -> None:
     """Put the complete folder `temporary` in the place of `final`; both lie on one file system.
 
-    Between the two renames `final` is absent for a moment and its old content stands beside it as
+    Where the system can exchange two folders at once, a reader meets the old one or the new one and never none.
+    Elsewhere `final` is absent for a moment between two renames, while its old content stands beside it as
     `.NAME.old`; `recovered` puts that back if a crash fell into the gap.
     """
     temporary, final = Path(temporary), Path(final)
     old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        os.replace(final, old)
-    os.replace(temporary, final)
+    if final.exists() and exchanged(temporary, final):
+        shutil.rmtree(temporary)  # the old content
+    else:
+        if final.exists():
+            if old.exists():
+                shutil.rmtree(old)
+            os.replace(final, old)
+        os.replace(temporary, final)
     if old.exists():
         shutil.rmtree(old)
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at once; False where the system or the file system cannot (Linux can, on most)."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap(here, os.fsencode(one), here, os.fsencode(other), both) == 0
 
 
 def recovered(final: Path | str) -> Path:
@@ -47,6 +137,20 @@ def recovered(final: Path | str) -> Path:
     if old.exists() and not final.exists():
         os.replace(old, final)
     return final
+
+
+def strict_json(text: bytes | str) -> Any:
+    """What JSON says. Raises: ValueError for what is not JSON, NaN, and a key that an object has twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("an object has the same key twice")
+        return found
+
+    def no_number(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a number of JSON")
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
 
 
 def sha256_file(path: Path | str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sat_lens._tl import HookedTransformer, HookedTransformerConfig, hooked_transformer
+from sat_lens.files import regular
 
 HEADER = "<7i"
 LIMIT = 1 << 24  # of any size in the header
@@ -30,7 +31,7 @@ def from_llama2c(path: Path | str, tokenizer: Path | str | None = None) -> Hooke
     Raises:
         ValueError: a header that lies about the file's size, or values that are not finite.
     """
-    path = Path(path)
+    path = regular(path)
     with open(path, "rb") as file:
         head = file.read(struct.calcsize(HEADER))
     if len(head) < struct.calcsize(HEADER):

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sat_lens.corpora import files_of, is_endless, read_stories
-from sat_lens.files import replace_folder, sha256_file
+from sat_lens.files import replace_folder, sha256_file, temporary_beside
 from sat_lens.token_files import FILES, SCHEMA_VERSION, Evaluation, PackedTokens, PackingError
 
 if TYPE_CHECKING:
@@ -46,7 +45,8 @@ def pack(
     folder = Path(folder)
     new = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = temporary_beside(folder)
+    temporary.mkdir()
     try:
         manifest = _write_tokens(stories, tokenizer, temporary, max_tokens, progress)
         manifest |= {"corpus": corpus, "key": key}

@@ -53,6 +53,10 @@ class TrainingSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}; got {value!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         for field in ("steps", "batch_size", "eval_every", "eval_rows", "log_every", "threads"):

@@ -213,8 +213,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--jobs must be between 1 and 1,000; got {args.jobs}")
     runs, parameters = read_sweep(args.file, args.out)
     waiting = [one for one in runs if not one.is_finished()]
+    with files.locked(args.out):
+        failures = train_all(args, runs, waiting, parameters)
+    sys.stdout.write(f"{args.out / 'summary.csv'}\n")
+    if failures:
+        folder, words = next(iter(failures.items()))
+        raise ValueError(f"{len(failures)} of {len(runs)} runs failed; {folder.name}: {words}")
+
+
+def train_all(
+    args: argparse.Namespace, runs: Sequence[Run], waiting: Sequence[Run], parameters: Mapping[str, Any]
+) -> dict[Path, str]:
+    """Run what waits, and write the summary; what failed, by folder."""
     commands = [one.command for one in waiting]
-    args.out.mkdir(parents=True, exist_ok=True)
     ended = (
         run_on_cluster(commands, args.jobs, args.out / "jobs", parameters)
         if args.slurm
@@ -230,10 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     sys.stderr.write(f"{one.folder.name}: {failure or 'finished'}\n")
     finally:
         files.write_whole(args.out / "summary.csv", summary(runs, failures))
-    sys.stdout.write(f"{args.out / 'summary.csv'}\n")
-    if failures:
-        folder, words = next(iter(failures.items()))
-        raise ValueError(f"{len(failures)} of {len(runs)} runs failed; {folder.name}: {words}")
+    return failures
 
 
 if __name__ == "__main__":

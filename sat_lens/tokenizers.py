@@ -130,17 +130,24 @@ def _finished(tokenizer: Tokenizer, source: Path) -> "transformers.PreTrainedTok
     from transformers import PreTrainedTokenizerFast
 
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing, where some add a BOS
+    _refuse_unusable(tokenizer, source)
     for begin, end in ((SEPARATOR, SEPARATOR), ("<s>", "</s>"), ("<|begin_of_text|>", "<|end_of_text|>")):
         if tokenizer.token_to_id(begin) is not None and tokenizer.token_to_id(end) is not None:
-            return PreTrainedTokenizerFast(
-                tokenizer_object=tokenizer,
-                bos_token=begin,
-                eos_token=end,
-                pad_token=end,
-                padding_side="right",
-                clean_up_tokenization_spaces=False,
-            )
+            special = {"bos_token": begin, "eos_token": end, "pad_token": end}
+            knobs = {"padding_side": "right", "clean_up_tokenization_spaces": False}
+            try:
+                return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **knobs)
+            except Exception as error:  # it copies the tokenizer, and the Rust side raises bare Exception
+                raise TokenizerError(f"{source} is no usable tokenizer: {error}") from None
     raise TokenizerError(f"a tokenizer must have {SEPARATOR} or <s> and </s> between stories; {source} has neither")
+
+
+def _refuse_unusable(tokenizer: Tokenizer, source: Path) -> None:
+    """Some files can be read and not used: an unknown token that is not in the vocabulary shows at the first text."""
+    try:
+        tokenizer.decode(tokenizer.encode("Once upon a time, \u2603 1,2!\n\tqzx", add_special_tokens=False).ids)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise TokenizerError(f"{source} is a tokenizer that cannot encode text: {error}") from None
 
 
 def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":

@@ -10,6 +10,7 @@ run folder gets `log.jsonl`, `last/` and `best/` (lowest held-out loss), both ch
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
 from sat_lens.devices import check_device
-from sat_lens.files import recovered
+from sat_lens.files import locked, recovered, regular
 from sat_lens.memory import keep_freed_memory
 from sat_lens.presets import PRECISIONS, PRESETS, TrainingSettings
 
@@ -38,6 +39,8 @@ ABLATION_FLAGS = {
     "w_reconstruction": float,
 }
 SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if f.name != "seed"}
+MOST_VALUES = 100_000
+"""In a configuration file."""
 SWITCHES = {
     "resume": "go on from the run folder's last checkpoint, if it has one",
     "quiet": "no progress bar",
@@ -119,13 +122,35 @@ def options(argv: Sequence[str] | None) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
+    text = regular(path).read_bytes()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        content = yaml.safe_load(text.decode("utf-8"))
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must map settings to values; got {type(content).__name__}")
+    if written_out(content, {}) > MOST_VALUES:
+        raise ValueError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values, or for themselves")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def written_out(content: Any, known: dict[int, float | int]) -> float | int:
+    """How many values a YAML document would have without aliases; infinite where one contains itself."""
+    if not isinstance(content, dict | list | tuple | set):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = float("inf")
+        inner = [*content, *content.values()] if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(written_out(value, known) for value in inner)
+    return known[id(content)]
 
 
 def as_flags(stored: dict[str, Any]) -> list[str]:
@@ -166,12 +191,28 @@ def train(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSett
     """The run, in as many processes as there are."""
     from sat_lens.distributed import barrier, is_main
 
-    out = chosen["out"]
-    is_there = recovered(out / "last").exists()
-    if not chosen["resume"] and is_there:
-        raise ValueError(f"{out} holds a run already; pass --resume to go on, or another --out")
+    refuse_another_run(chosen)
     barrier()  # nobody writes before all have looked
     trainer = prepare(chosen, ablation, settings)
+    with locked(chosen["out"]) if is_main() else contextlib.nullcontext():
+        go_on(trainer, chosen)
+
+
+def refuse_another_run(chosen: dict[str, Any]) -> bool:
+    """Whether the folder holds a run. Raises: ValueError if it should not."""
+    is_there = recovered(chosen["out"] / "last").exists()
+    if is_there and not chosen["resume"]:
+        raise ValueError(f"{chosen['out']} holds a run already; pass --resume to go on, or another --out")
+    return is_there
+
+
+def go_on(trainer: Any, chosen: dict[str, Any]) -> None:
+    """Train from the last checkpoint, or from the beginning, to the end."""
+    from sat_lens.distributed import barrier, is_main
+
+    out = chosen["out"]
+    is_there = refuse_another_run(chosen)  # another process may have finished one since
+    barrier()
     if is_there:
         trainer.resume()
     elif chosen["resume"] and is_main():  # stopped before its first checkpoint, or never started

@@ -21,6 +21,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many cases were tried on purpose (see `tests/trust`), by kind; of all processes together."""
+    counts: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for kind, n in (value for name, value in report.user_properties if name == "tried"):
+            counts[kind] = counts.get(kind, 0) + n
+    if counts:
+        terminalreporter.section("tried on purpose: bad input and faults")
+        for kind, n in sorted(counts.items()):
+            terminalreporter.line(f"{n:>8,}  {kind}")
+        terminalreporter.line(f"{sum(counts.values()):>8,}  in all")
+
+
 def missing_real_data() -> str | None:
     """Why the real data cannot be used, or None where they can."""
     folder = os.environ.get(REAL_DATA)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sat_lens.files import regular
 from sat_lens.tasks.encoding import continuation_ids, start_ids, task_from_ids, text_ids
 from sat_lens.tasks.task import Task, TaskError
 
@@ -86,7 +87,7 @@ def task_from_file(path: Path | str, tokenizer: Any) -> Task:
     if path.suffix.lower() not in READERS:
         raise TaskError(f"{path.name}: a task file ends in {' or '.join(READERS)}; got {path.suffix!r}")
     try:
-        prompts = READERS[path.suffix.lower()](path.read_bytes().decode("utf-8-sig"))
+        prompts = READERS[path.suffix.lower()](regular(path).read_bytes().decode("utf-8-sig"))
         return task_from_prompts(path.stem, prompts, tokenizer)
     except UnicodeDecodeError as error:
         raise TaskError(f"{path.name}: not UTF-8 (byte {error.start})") from None

@@ -82,6 +82,13 @@ class ToyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = {float: (float, int), type(None): (int, type(None))}.get(
+                type(field.default), (type(field.default),)
+            )
+            if type(value) not in kinds:
+                raise ValueError(f"{field.name} must be of type {kinds[0].__name__}; got {value!r}")
         for field, choices in CHOICES.items():
             if (value := getattr(self, field)) not in choices:
                 raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sat_lens import checkpoint, files
@@ -102,11 +101,12 @@ def save_toy(run: ToyRun, folder: Path | str, state: dict[str, Tensor] | None = 
         if isinstance(run.toy, DecoderToy):
             checkpoint.save(run.toy.net, temporary / "model", training={"seed": run.config.seed, "step": run.step})
         else:
-            save_file({key: value.contiguous() for key, value in run.toy.net.state_dict().items()}, temporary / WEIGHTS)
+            weights = {key: value.contiguous() for key, value in run.toy.net.state_dict().items()}
+            checkpoint.write_tensors(weights, temporary / WEIGHTS)
         if run.sae is not None:
-            save_file(run.sae.state_dict(), temporary / SAE)
+            checkpoint.write_tensors(run.sae.state_dict(), temporary / SAE)
         if state is not None:
-            save_file(state, temporary / STATE)
+            checkpoint.write_tensors(state, temporary / STATE)
         config = run.config.to_dict()
         written = {"schema": SCHEMA, "config": config, "step": run.step, "versions": checkpoint.versions(), **entries}
         (temporary / TOY).write_text(json.dumps(written, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -131,7 +131,7 @@ def load_toy(name: Path | str) -> ToyRun:
     folder = resolve_toy(name)
     stored = read_entries(folder)
     config = config_of(stored, folder)
-    run = dataclasses.replace(fresh(config), folder=folder, step=int(stored.get("step", 0)))
+    run = dataclasses.replace(fresh(config), folder=folder, step=stored["step"])
     net = run.toy.net
     if isinstance(run.toy, DecoderToy):
         loaded = checkpoint.load(folder / "model")
@@ -145,7 +145,9 @@ def load_toy(name: Path | str) -> ToyRun:
     net.eval()
     try:
         run.history = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        if not all(isinstance(line, dict) for line in run.history):
+            raise ValueError("every line must be a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / LOG}: not a history ({error})") from None
     return run
 
@@ -165,13 +167,7 @@ def resolve_toy(name: Path | str) -> Path:
 
 def read_entries(folder: Path) -> dict[str, Any]:
     """toy.json, after checking every file of the folder against the manifest."""
-    try:
-        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        stored = json.loads((folder / TOY).read_text(encoding="utf-8"))
-        if not isinstance(hashes, dict) or not isinstance(stored, dict):
-            raise ValueError("must be JSON objects")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} or {TOY} cannot be read ({error})") from None
+    hashes, stored = checkpoint.read_json(folder / MANIFEST), checkpoint.read_json(folder / TOY)
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()}
     if different := sorted((present - {MANIFEST}) ^ set(hashes)):
         raise CheckpointError(f"{folder}: {different[0]} is in one of folder and manifest alone")
@@ -180,6 +176,8 @@ def read_entries(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder / file}: its sha256 is not the manifest's: it was changed or damaged")
     if stored.get("schema") != SCHEMA:
         raise CheckpointError(f"{folder / TOY}: schema must be {SCHEMA}; got {stored.get('schema')!r}")
+    if type(stored.get("step")) is not int or stored["step"] < 0:
+        raise CheckpointError(f"{folder / TOY}: step must be a whole number of at least 0; got {stored.get('step')!r}")
     return stored
 
 

@@ -41,9 +41,19 @@ def train_toy(
         progress: show a bar.
 
     Raises:
-        ValueError: a folder that holds a run already, or one of another configuration; a loss that is not finite.
+        ValueError: a folder that holds a run already, one of another configuration, or one that another process
+            writes to; a loss that is not finite.
     """
-    folder = None if folder is None else Path(folder)
+    if folder is None:
+        return trained(config, None, resume, init_from, progress)
+    with files.locked(folder):
+        return trained(config, Path(folder), resume, init_from, progress)
+
+
+def trained(
+    config: ToyConfig, folder: Path | None, resume: bool, init_from: Path | str | None, progress: bool
+) -> ToyRun:
+    """`train_toy`, with the folder held against other processes."""
     run, optimizer, best = started(config, folder, resume)
     if init_from is not None:
         run = taken(run, init_from)
