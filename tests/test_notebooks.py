@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from analyses.specialization.explained_means import mean_of
 
@@ -70,6 +71,14 @@ def test_a_notebook_runs_and_defines_no_function(path):
         area = space["areas"].set_index(["arm", "target", "method"]).area["decoder-n50-joint-l0.01"]
         for target in ("sum", "concat"):
             assert area[target, "latents"] > area[target, "random"] and area[target, "units"] > area[target, "latents"]
+    elif path.stem == "09_paper":
+        claims = space["claims"].set_index(["metric", "arm"])
+        seeds = space["paper"].table.set_index("metric").loc["perplexity"].groupby("arm").value.apply(list)
+        ours = stats.ttest_ind(seeds["local k=4"], seeds["none"], equal_var=False).confidence_interval()
+        stored = claims.loc[("perplexity", "local k=4")]
+        assert (ours.low, ours.high) == pytest.approx((stored.ci_low, stored.ci_high))
+        assert stored.verdict == "the opposite holds" and len(claims) == 16
+        assert (space["counts"]["tested"] >= space["counts"]["differences that hold"]).all()
     else:
         assert space["effects"].meta["task"]["solved"]
 
