@@ -10,6 +10,7 @@ CHOICES = {
     "arch": ("decoder", "seq2seq"),
     "tokenizer": TOKENIZERS,
     "split": SPLITS,
+    "mask": ("none", "local", "global", "both"),
     "sae": ("joint", "posthoc", "none"),
     "decay": ("matrices", "all"),
     "schedule": ("cosine", "constant"),

@@ -256,7 +256,7 @@ HTTP = ["--explainer", "http", "--url", "http://127.0.0.1:1/v1", "--model", "m"]
         (["coder", "none-s0", "--kind", "neurons", "--k", "300"], "--k must be at most the 256 neurons"),
         (["coder", "none-s0", "--k", "600"], "--k must be at most the 512 latents"),
         (["coder", "none-s0", "--coder", "."], "--coder must be a coder's folder"),
-        (["coder", "none-s0", "--corpus", "/nowhere.txt"], "no such corpus file"),
+        (["coder", "none-s0", "--corpus", "/nowhere.txt"], "there is no file"),
         (["coder", "none-s0", "--tokens", "0"], "argument --tokens"),
         (["none-s0", "--url", "http://a"], "--url goes with --explainer http"),
         (["none-s0", "--weights", "."], "--weights goes with --explainer hf"),
@@ -279,12 +279,17 @@ def test_bad_input_is_one_line_before_any_work(argv, said, tmp_path, capsys, mon
 def test_what_is_refused_needs_nothing_heavy():
     """In a process of its own, since this one has everything."""
     text = """
-        import contextlib, sys
+        import sys
         from analyses.rewriting.__main__ import main
         for argv in (["coder", "none-s0", "--layer", "9"], ["none-s0", "--corpus", "/nowhere.txt"], ["report", "x"]):
-            with contextlib.suppress(ValueError, FileNotFoundError):
+            try:
                 main(argv)
-                raise SystemExit("it was not refused")
+            except (ValueError, FileNotFoundError):
+                continue
+            except SystemExit as end:
+                assert end.code == 2
+                continue
+            raise AssertionError("it was not refused")
         assert not {"torch", "numpy", "pandas"} & set(sys.modules), "heavy"
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(text)], check=True, timeout=60)

@@ -3,7 +3,6 @@
 Each can be begun, gone on with after a disturbance, and judged against one that was never disturbed.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,7 +219,3 @@ class Reporting:
         for folder in (one, other):
             self.kept(folder, [f"result {self.n - 1}", f"page {self.n - 1}"])
         assert not left_behind(other)
-
-
-def json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
