@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sat_lens import checkpoint, files
@@ -64,12 +63,12 @@ def save_coder(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        checkpoint.write_tensors(weights, temporary / WEIGHTS)
         checkpoint.write_json(temporary / CONFIG, config)
         (temporary / LOG).write_text(log, encoding="utf-8")
         if state is not None:
             (temporary / "state").mkdir()
-            save_file(state[0], temporary / STATE[0])
+            checkpoint.write_tensors(state[0], temporary / STATE[0])
             checkpoint.write_json(temporary / STATE[1], state[1])
         checkpoint.write_manifest(temporary)
         files.replace_folder(temporary, final)

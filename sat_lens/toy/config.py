@@ -102,6 +102,9 @@ class ToyConfig:
         for field in ("alpha", "l1", "lr", "sae_lr", "weight_decay", "grad_clip", "warmup_steps"):
             if not 0 <= (value := getattr(self, field)) < float("inf"):
                 raise ValueError(f"{field} must be a finite number of at least 0; got {value!r}")
+        for field in ("train_share", "val_share", "beta2"):
+            if not 0 <= (value := getattr(self, field)) < 1:
+                raise ValueError(f"{field} must be at least 0 and below 1; got {value!r}")
         for field in ("seed", "data_seed"):
             if not 0 <= (value := getattr(self, field)) < 2**31:
                 raise ValueError(f"{field} must be at least 0 and below 2^31; got {value!r}")
