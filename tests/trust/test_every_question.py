@@ -24,7 +24,7 @@ QUESTIONS = {
     "self-repair, both streams": "self_repair --tokens 200 --stream both",
     "sparsity": "sparsity --n 4",
 }
-LONG = ("localization, overlap", "leakage", "self-repair, both streams")
+LONG = ("localization, overlap", "leakage", "probing", "self-repair, both streams")
 LONG_ONES_SLOW = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in QUESTIONS]
 MASKED = ("localization, overlap", "leakage", "self-repair, both streams")
 """What asks about masks, and refuses a model without them."""
