@@ -19,7 +19,7 @@ from typing import Any
 from analyses.cli import answer, positive, question_parser
 from sat_lens.commands import run
 
-STORIES, QUICK_STORIES, MORE = 160, 40, 240
+STORIES, QUICK_STORIES, MORE = 120, 40, 240
 CONTROLS, QUICK_CONTROLS = 4, 3
 
 
