@@ -61,7 +61,7 @@ class CachedChat(Around):
                     if isinstance(reply, ChatReply):
                         self._keep(key, request, reply)
         with self._changed:
-            self.n_asked += len(missing)
+            self.n_asked += sum(isinstance(found[key], ChatReply) for key in missing)  # not what was given up unsent
             self.n_hits += len(requests) - len(missing)
         return [found[key] for key in keys]
 
