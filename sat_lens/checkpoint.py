@@ -27,31 +27,31 @@ from torch import Tensor
 from sat_lens import __version__, files
 from sat_lens._tl import HookedTransformer, HookedTransformerConfig, hooked_transformer
 from sat_lens.config import SelfAblation
+from sat_lens.manifest import (
+    CONFIG,
+    LOG,
+    MANIFEST,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointError,
+    read_json,
+    verify_files,
+    write_json,
+    write_manifest,
+)
 from sat_lens.model import SelfAblatingTransformer
 from sat_lens.tying import TIED_KEY, TiedUnembed
 
 SCHEMA_VERSION = 1
-WEIGHTS, CONFIG, TOKENIZER, LOG, MANIFEST = (
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "log.jsonl",
-    "MANIFEST.json",
-)
-STATE = ("state/optimizer.safetensors", "state/state.json")
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name", "trust_remote_code")
 ENTRIES = {"schema_version", "kind", "model", "ablation", "tokenizer", "training", "data", "processing", "versions"}
 READ_AGAIN = 20  # times at most
 YOUNGER = {"score_noise"}  # settings of an ablation that the first folders do not have
-LIMIT_BYTES = 64 << 20  # of any JSON file
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that is not what it should be; the message says which file and why."""
 
 
 def save(
@@ -227,32 +227,6 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return read_weights(folder / STATE[0], finite=False), read_json(folder / STATE[1])
 
 
-def verify_files(folder: Path) -> None:
-    """Check every file of a folder against its manifest.
-
-    Raises:
-        CheckpointError: a file that is missing, not listed, a link, or has another sha256.
-    """
-    manifest = read_json(folder / MANIFEST).get("sha256")
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{folder / MANIFEST}: must map file names to sha256 under 'sha256'")
-    known = {WEIGHTS, CONFIG, TOKENIZER, LOG, *STATE}
-    if foreign := sorted(set(manifest) - known):
-        raise CheckpointError(f"{folder / MANIFEST}: unknown file name {foreign[0]!r}")
-    for name in sorted(known):
-        path = folder / name
-        if path.is_symlink() or (folder / "state").is_symlink():
-            raise CheckpointError(f"{path}: links are not followed")
-        if path.is_file() != (name in manifest):
-            where = "listed in the manifest but missing" if name in manifest else "not listed in the manifest"
-            raise CheckpointError(f"{path}: {where}")
-        if name in manifest and files.sha256_file(path) != manifest[name]:
-            raise CheckpointError(f"{path}: its sha256 is not the manifest's: the file was changed or damaged")
-    for name in (WEIGHTS, CONFIG):
-        if name not in manifest:
-            raise CheckpointError(f"{folder}: {name} is missing")
-
-
 def read_weights(path: Path, device: str = "cpu", finite: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises: CheckpointError for a damaged file or a NaN."""
     try:
@@ -423,26 +397,3 @@ def _pretrained(name: str, device: str) -> HookedTransformer:
             return HookedTransformer.from_pretrained_no_processing(name, device=device)
     except OSError as error:
         raise FileNotFoundError(f"{name} is neither in the local cache nor could it be fetched: {error}") from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.is_symlink():
-        raise CheckpointError(f"{path}: no such file")
-    if path.stat().st_size > LIMIT_BYTES:
-        raise CheckpointError(f"{path}: larger than {LIMIT_BYTES >> 20} MiB")
-    try:
-        content = files.strict_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must be a JSON object; got {type(content).__name__}")
-    return content
-
-
-def write_manifest(folder: Path) -> None:
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    write_json(folder / MANIFEST, {"sha256": {name: files.sha256_file(folder / name) for name in names}})

@@ -5,13 +5,17 @@
 The YAML file, with the flags of `sat_lens.train` as keys:
 
     base: {preset: cpu, steps: 4000, corpus: stories}
-    grid: {mask: [local, global], k_attn: [2, 4]}     # every combination; or a list of such grids
+    grid: {mask: [local, global], k_attn: [2, 4]}
     seeds: [0, 1, 2]
-    processes: 1                                      # of each run, by torchrun
-    slurm: {slurm_partition: gpu, timeout_min: 240}   # for --slurm: submitit's parameters
+    processes: 1
+    slurm: {slurm_partition: gpu, timeout_min: 240}
+
+Of `grid` (or a list of such grids) every combination is trained, once a seed; `processes` are those of each run,
+by torchrun; `slurm` are submitit's parameters, for --slurm.
 
 Each run is a folder of --out, named by what it varies. The command can be given again at any time:
-finished runs are skipped, others resumed. It ends with summary.csv: settings and last held-out losses.
+finished runs, whose files have the hashes of their manifests, are skipped, others resumed. It ends with
+summary.csv: settings and last held-out losses.
 --slurm needs the extra `sat_lens[slurm]`; submitit hands jobs over in pickles of its own in OUT/jobs.
 """
 
@@ -32,6 +36,7 @@ from typing import Any
 
 from sat_lens import files
 from sat_lens.commands import command_parser, run
+from sat_lens.manifest import CONFIG, CheckpointError, read_json, verify_files
 from sat_lens.train import as_flags, command_line, options, read_yaml, validated
 
 ENTRIES = {"base": dict, "grid": (dict, list), "seeds": list, "processes": int, "slurm": dict}
@@ -49,15 +54,19 @@ class Run:
     command: Command
 
     def is_finished(self) -> bool:
-        """Whether the folder holds this run, trained to its last step.
+        """Whether the folder holds this run, trained to its last step, every file as its manifest says.
 
         Raises:
             ValueError: it holds a run of other settings.
         """
-        config = files.recovered(self.folder / "last") / "config.json"
-        if not config.is_file():
+        last = files.recovered(self.folder / "last")
+        if not (last / CONFIG).is_file():
             return False
-        training = json.loads(config.read_text(encoding="utf-8"))["training"]
+        try:
+            training = read_json(last / CONFIG)["training"]
+            verify_files(last)
+        except CheckpointError:  # which the run itself, that is then started, tells
+            return False
         if training["command"] != command_line(self.chosen):
             raise ValueError(f"{self.folder} holds another run ({training['command']}); choose another --out")
         return training["step"] >= training["steps"]
@@ -200,8 +209,8 @@ def summary(runs: Sequence[Run], failures: Mapping[Path, str]) -> str:
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.sweep", __doc__)
     p.add_argument("file", type=Path, help="YAML file: base, grid, seeds")
-    p.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    p.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
+    p.add_argument("--out", type=Path, required=True, help="folder of the runs (needed)")
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     p.add_argument("--slurm", action="store_true", help="submit them to SLURM, and wait")
     p.add_argument("--quiet", action="store_true", help="no line a run on stderr")
     return p

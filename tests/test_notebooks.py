@@ -18,7 +18,7 @@ def code_of(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-LONG = ("03_leakage", "05_probing", "07_rewriting")
+LONG = ("02_localization", "03_leakage", "05_probing", "07_rewriting")
 
 
 @pytest.mark.parametrize(

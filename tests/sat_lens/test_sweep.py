@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sat_lens.commands import run as as_command
+from sat_lens.manifest import write_manifest
 from sat_lens.sweep import combinations, main, read_sweep, run_here, run_name, run_on_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +38,8 @@ def finish(folder: Path, command: str, step: int = 4) -> None:
     (folder / "last").mkdir(parents=True)
     training = {"command": command, "step": step, "steps": 4}
     (folder / "last" / "config.json").write_text(json.dumps({"training": training}))
+    (folder / "last" / "model.safetensors").write_bytes(b"weights")
+    write_manifest(folder / "last")
     evaluations = [{"step": 0, "held_out_total": 8.5}, {"step": step, "held_out_total": 3.25}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations) + '{"step": 4, "to')
 
@@ -151,6 +154,18 @@ def test_a_run_that_was_stopped_half_way_is_taken_up_again(sweep, trained):
     (one,), _ = read_sweep(file, Path("out"))
     finish(one.folder, command_line(one.chosen), step=2)
     assert not one.is_finished() and "--resume" in one.command
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_finished_run_that_was_damaged_is_not_skipped(sweep, trained, name):
+    from sat_lens.train import command_line
+
+    (one,), _ = read_sweep(sweep("base: {steps: 4}"), Path("out"))
+    finish(one.folder, command_line(one.chosen))
+    assert one.is_finished()
+    with open(one.folder / "last" / name, "ab") as file:
+        file.write(b" ")
+    assert not one.is_finished()
 
 
 def test_a_folder_with_another_run_is_not_taken_for_this_one(sweep, trained):
