@@ -1,7 +1,8 @@
 """The paper's table 1 and its claims, from checkpoints: as published, and as sound measures show them.
 
 Collects what analyses.sparsity, analyses.sae and analyses.localization --method acdc have left under OUT for the same
-weights, and asks those questions of the checkpoints that have none (--stored: does not). Adds the perplexity of both
+weights and settings, and asks those questions of the checkpoints that have none (--stored: asks nothing, and takes
+answers of any settings). Adds the perplexity of both
 streams. OUT/paper/CKPT/figures has the mechanism, the training curves of both streams, the circuit, and the masks over
 a story. With several checkpoints, arms are compared over seeds, corrected, claim by claim, with the published rows
 beside ours: OUT/paper/arms has table1, sound and claims as .tex and .csv, and figures of the tables, the trade-off,
@@ -14,9 +15,7 @@ Source: arXiv 2505.00509, table 1.
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from sat_lens.devices import check_device
 from sat_lens.tasks.names import TASKS
 
 PROMPTS = 64
-FOLDERS = {"sparsity": "{name}", "sae": "{name}", "localization": "{name}.acdc"}
-"""Where each question leaves its answer, under its own folder."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,61 +55,13 @@ def short(args: argparse.Namespace) -> list[str]:
     return told + ([] if args.task == "ioi" else [f"task {Path(args.task).name}"])
 
 
-def questions(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Flags of each question."""
-    acdc = ["--method", "acdc", "--no-checks", "--force", "--n", str(args.n), "--task", args.task]
-    steps = [] if args.sae_steps is None else ["--steps", str(args.sae_steps)]
-    corpus = [] if args.corpus is None else ["--corpus", args.corpus]
-    return {
-        "sparsity": corpus,
-        "localization": [*acdc, *(["--order", "reference"] if args.reproduce else [])],
-        "sae": [*corpus, *(["--reproduce"] if args.reproduce else []), *steps],
-    }
-
-
-def ask(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Ask each question of the checkpoints that it has no answer for; one that cannot be asked costs a line."""
-    from sat_lens.commands import one_line
-
-    for question, flags in questions(args).items():
-        missing = [c for c, name in zip(args.checkpoints, names, strict=True) if found(args, question, c, name) is None]
-        if not missing:
-            continue
-        shared = ["--out", str(args.out), "--device", args.device, "--seed", str(args.seed)]
-        shared += ["--quiet"] if args.quiet else []
-        for checkpoint in missing:
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    import_module(f"analyses.{question}.__main__").main([checkpoint, *flags, *shared])
-            except ValueError as error:
-                sys.stderr.write(f"warning: no {question} of {checkpoint}: {one_line(error)}\n")
-
-
-def found(args: argparse.Namespace, question: str, checkpoint: str, name: str) -> Any:
-    """The stored answer to a question, None where there is none of these weights."""
-    from analyses.paper.rows import stored
-
-    folder = args.out / question / FOLDERS[question].format(name=name)
-    return stored(folder, weights_hash(checkpoint)) if (folder / "meta.json").is_file() else None
-
-
-def weights_hash(checkpoint: str) -> str:
-    """As results record it; empty where the checkpoint is no folder or file."""
-    from sat_lens.checkpoint import checkpoint_hash
-    from sat_lens.files import sha256_file
-
-    try:
-        return sha256_file(checkpoint) if Path(checkpoint).is_file() else checkpoint_hash(checkpoint)
-    except (OSError, ValueError):
-        return ""
-
-
 def analyse_named(names: Sequence[str]) -> Any:
     """The rows of one model after the other, whose answers are kept under these names."""
     coming = iter(names)
 
     def analyse(model: Any, args: argparse.Namespace) -> Any:
         from analyses.arms import arm_of
+        from analyses.paper.asked import FOLDERS, found
         from analyses.paper.circuits import stored_circuit
         from analyses.paper.curves import held_out_curve
         from analyses.paper.mechanism import mechanism
@@ -185,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out = args.out / "reproduce" if args.reproduce else args.out
     check_device(args.device)
     if not args.stored:
+        from analyses.paper.asked import ask
+
         ask(args, names)
     answer("paper", args, analyse_named(names), figures, argv, compare=compare, compared_figures=compared_figures)
     if len(names) > 1 and is_main():

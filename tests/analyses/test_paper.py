@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.paper.__main__ import main
+from analyses.paper.__main__ import arguments, main
+from analyses.paper.asked import asked_so, found
 from analyses.paper.circuits import circuits_figure, stored_circuit
 from analyses.paper.comparison import HOLDS, OPEN, REVERSED, paper_compared
 from analyses.paper.curves import held_out_curve
@@ -299,6 +300,25 @@ def test_the_command_shows_what_is_stored_of_these_weights_alone(tiny_model, tin
     }  # fmt: skip
     own = {p.name for p in (out / "paper" / "local" / "figures").iterdir()}
     assert own == {"mechanism.html", "training.html", "masks.html"}
+
+
+def test_only_answers_to_what_is_asked_now_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("analyses.paper.asked.weights_hash", lambda checkpoint: "x")
+    asked = "python -m analyses.localization a b --method acdc --n 64 --force --quiet --out there"
+    result = stored_results()["localization"]
+    Result("localization", result.table, {}, {**result.meta, "command": asked}).save(tmp_path / "localization/m.acdc")
+    same = ["m", "--out", str(tmp_path)]
+    taken = {
+        tuple(flags): found(arguments([*same, *flags]), "localization", "m", "m") is not None
+        for flags in ([], ["--corpus", "stories", "--tokens", "9"], ["--sae-steps", "5"], ["--n", "32"],
+                      ["--seed", "1"], ["--reproduce"], ["--reproduce", "--stored"])
+    }  # fmt: skip
+    assert list(taken.values()) == [True, True, True, False, False, False, True]
+    assert asked_so("sae", "python -m analyses.sae m --corpus stories", [])
+    assert not asked_so("sae", "python -m analyses.sae m --steps 9", [])
+    assert not any(
+        asked_so("sae", command, []) for command in (None, "", "python", "python -m analyses.sae m --what 1")
+    )
 
 
 @pytest.mark.parametrize(
