@@ -42,7 +42,6 @@ from sat_lens.norms import apply_norm
 from sat_lens.own_key import OwnKeyAttention, kernel_is_right
 from sat_lens.tying import tie_embeddings
 
-GATE_PREFIX = "gates."
 STREAMS = ("clean", "ablated", "both")
 
 

@@ -15,7 +15,7 @@ from analyses.localization.graph import Graph
 
 WIDTH, HEIGHT = 64, 36  # of a node
 STEP, MARGIN = 88, 5  # from column to column; between a node and an edge that goes around it
-ROW, BAND = 76, 96  # from row to row within a layer, and from layer to layer
+ROW = 76  # from row to row within a layer
 LEFT, EDGE = 70, 30  # room for the names of the layers; at the other sides
 PORTS = {"q": -20, "k": 0, "v": 20, "": 0}
 Point = tuple[float, float]

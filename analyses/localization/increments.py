@@ -21,8 +21,8 @@ from torch import Tensor
 from analyses.localization.graph import Graph
 from analyses.localization.runner import Contrast
 
-NOWHERE, AT_THE_END, EVERYWHERE = 0, 1, 2
-"""Positions at which something can change the logits."""
+AT_THE_END, EVERYWHERE = 1, 2
+"""Positions at which something can change the logits; 0: at none."""
 CHUNK = 2**18
 """Numbers in what the heads of one pass read by one of their inputs, about: what a processor's cache holds."""
 

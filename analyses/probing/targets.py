@@ -93,8 +93,3 @@ def targets(names: Sequence[str] | None, stories: Stories, tokenizer: Any) -> tu
     if not found:
         raise ValueError(f"none of the targets can be had: {'; '.join(skipped.values())}")
     return found, skipped
-
-
-def row_labels(one: Target, story: Int[Tensor, " row"], pos: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """The class of each of these tokens."""
-    return one.labels.values[story, pos]

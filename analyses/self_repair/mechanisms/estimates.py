@@ -144,9 +144,6 @@ def divided(part: Any, whole: Any) -> np.ndarray:
     return np.divide(part, whole, out=np.full(shape, np.nan), where=np.broadcast_to(whole != 0, shape))
 
 
-MOMENTS = ("n", "x", "y", "xx", "xy", "yy")
-
-
 def moments(
     x: Shaped[Tensor, "batch pos *shape"], y: Shaped[Tensor, "batch pos *shape"]
 ) -> Shaped[Tensor, "batch pos *shape 6"]:
