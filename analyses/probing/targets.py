@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from analyses.labels import Labels, known_target, labels
 from analyses.texts import Stories
