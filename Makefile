@@ -3,13 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
 CKPTS  ?= none-s0 local-k4-s0 global-k4-s0
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench figures test-all format install clean
+.PHONY: demo test check audit bench figures test-all test-lowest test-newest format install clean
 
 install: $(STAMP)
 
@@ -34,10 +36,30 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
+# The lowest versions that pyproject.toml allows and that resolve together, and the newest: each in a folder of its own.
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python tests/versions/lowest.py $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e ".[dev]"
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e ".[dev]"
+	$(NEWEST)/bin/python tests/versions/newer.py constraints.txt
+	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(MAKE) --no-print-directory audit
+
+audit: $(STAMP)
+	$(BIN)/python tests/audit.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -50,4 +72,4 @@ figures: $(STAMP)
 	$(BIN)/python -m analyses.paper $(CKPTS) --static --out results $(ARGS)
 
 clean:
-	rm -rf $(VENV) results runs
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) results

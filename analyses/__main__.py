@@ -10,7 +10,7 @@ from sat_lens.commands import Parser, list_commands, run
 def main(argv: Sequence[str] | None = None) -> None:
     Parser(prog="python -m analyses", description="List the questions that can be asked.").parse_args(argv)
     questions = list_commands(Path(__file__).parent, "analyses")
-    sys.stdout.write(f"Ask a question of a checkpoint (each has --help):\n{questions}\n")
+    sys.stdout.write(f"Ask a question of a checkpoint (--help of each says what it needs of a model):\n{questions}\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def arm_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {"arm": " ".join([mask, f"k={k}", *apart]), "mask": mask, "k": k, "seed": seed}
 
 
+def few_seeds(rows: pd.DataFrame) -> str:
+    """What stands behind a count of differences that could not hold: a claim needs three seeds an arm."""
+    n = int(rows[["n_seeds", "n_baseline"]].to_numpy().min())
+    return "" if n >= FEWEST_SEEDS else f"; no claim is made with fewer than {FEWEST_SEEDS} seeds an arm"
+
+
 def arms_table(results: Sequence[Result], measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
     """One row a model and metric, with the columns of COLUMNS.
 

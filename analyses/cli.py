@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analyses import needs
 from sat_lens.commands import Parser, command_parser
 from sat_lens.devices import check_device, known_device
 
@@ -20,13 +21,11 @@ COMPARED = "arms"
 """Folder of what compares several checkpoints."""
 
 TEXT_FILES = (".txt", ".json", ".jsonl", ".parquet")
-HEAD = 10
-"""Rows of the table that stdout shows."""
 
 
 def question_parser(question: str, description: str | None) -> Parser:
     """A parser with what every question takes; a question adds its own flags."""
-    parser = command_parser(f"analyses.{question}", description)
+    parser = command_parser(f"analyses.{question}", description, epilog=needs.sentence(question))
     parser.add_argument(
         "checkpoints",
         nargs="+",
@@ -36,9 +35,12 @@ def question_parser(question: str, description: str | None) -> Parser:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
     parser.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of samples and resamples (default: 0)")
-    parser.add_argument("--n", type=positive, default=128, help="examples (default: 128)")
+    parser.add_argument("--n", type=positive, default=128, help="examples (default: %(default)s)")
     parser.add_argument(
-        "--corpus", type=corpus_name, help="stories, a text file, or a dataset name, where the question reads text"
+        "--corpus",
+        type=corpus_name,
+        help="what a question that reads text reads: `stories` (the generator), a .txt, .jsonl, .json or "
+        ".parquet file, a Hugging Face name, or a mixture A:0.5+B:0.5 (default: stories)",
     )
     parser.add_argument("--json", action="store_true", help="print nothing but the result, one JSON line a checkpoint")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -103,7 +105,7 @@ def check_explainer(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if missing := [name for name in needed if getattr(args, name) is None]:
         parser.error(f"--explainer {args.explainer} needs --{missing[0]}")
     if args.explainer == "http" and not re.match(r"https?://[^/\s]", args.url):
-        came = "" if "@" in args.url else f"; got {args.url!r}"  # what may be a password is not repeated
+        came = "" if set("@?#") & set(args.url) else f"; got {args.url!r}"  # it may hold a password or a key
         parser.error(f"--url must be http://HOST[:PORT]/PATH or https://...{came}")
     if args.explainer == "hf" and not Path(args.weights).is_dir():
         parser.error(f"--weights must be a folder of local weights; there is no folder {args.weights!r}")
@@ -154,6 +156,7 @@ def answer(
         for checkpoint, name in zip(args.checkpoints, names, strict=True):
             with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
                 model = load_model(checkpoint, args.device)
+                needs.require(model, question, args)
                 result = analyse(model, args)
             if is_main():
                 result = with_provenance(result, model, checkpoint, args.seed, command)
@@ -244,10 +247,7 @@ def write_result(result: Any, figures: Mapping[str, Any], folder: Path, static: 
 
 
 def summary(result: Any, folder: Path) -> str:
-    """The first rows of the table, the units, the meta's `summary` where it has one, and where the rest is."""
-    head = result.table.head(HEAD).dropna(axis=1, how="all")
-    units = ", ".join(f"{column}: {unit}" for column, unit in result.units.items())
-    cells = head.astype(object).where(head.notna(), "")
-    table = cells.to_string(index=False, max_colwidth=80, float_format=lambda x: f"{x:.4g}")
-    line = f"{result.meta['summary']}\n" if "summary" in result.meta else ""
-    return f"{table}\n({len(head)} of {len(result.table)} rows; {units})\n{line}{folder}\n"
+    """What stdout shows of a result, in the terminal's width."""
+    from analyses.terminal import shown, width_of_stdout
+
+    return shown(result, folder, width_of_stdout())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analyses.page_style import DARK
 from sat_lens.files import write_whole
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
@@ -52,6 +54,37 @@ OFFLINE = {
     "plotlyServerURL": "",  # Plotly's default offers to send the figure to its own server
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
+
+
+FRAME = f"""<meta name="viewport" content="width=device-width">
+<style>html, body {{ height: 100%; margin: 0; }}
+{DARK}</style>"""
+"""Of a figure that is a page by itself."""
+
+NARROW = """
+const plot = document.getElementById('{plot_id}'), layout = plot.layout, title = (layout.title || {}).text;
+if (plot.clientWidth < 600 && layout.xaxis2) {
+  plot.parentElement.style.overflowX = 'auto';
+  plot.style.width = '900px';
+  Plotly.Plots.resize(plot);
+} else if (plot.clientWidth < 600) {
+  const change = {'margin.l': Math.min(60, (layout.margin || {}).l || 60), 'margin.r': 12, 'title.font.size': 13};
+  for (const axis of ['xaxis', 'yaxis'])
+    if (((layout[axis] || {}).title || {}).text) change[axis + '.title.font.size'] = 12;
+  if (title && !title.includes('<')) {
+    const lines = [''];
+    for (const word of title.split(' ')) {
+      if ((lines.at(-1) + word).length > plot.clientWidth / 8) lines.push('');
+      lines[lines.length - 1] += word + ' ';
+    }
+    change['title.text'] = lines.join('<br>');
+  }
+  if (!layout.sliders && (layout.legend || {}).x === undefined)
+    Object.assign(change, {'legend.orientation': 'h', 'legend.y': -0.15, 'legend.yanchor': 'top'});
+  Plotly.relayout(plot, change);
+}
+"""
+"""In a narrow window the title is broken, the legend stands below the plot, and panels are scrolled."""
 
 
 def heat_map(
@@ -184,6 +217,32 @@ class Page:
         )
 
 
+TAG = re.compile(r"<(?!/?(?:b|br|i|sub|sup|extra)\s*/?>)", re.IGNORECASE)
+"""A `<` that opens none of the tags that our figures use: of Plotly's others one is a link, and one has any style."""
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""Of the page of one figure, which holds Plotly's own scripts: nothing is asked of a server."""
+
+
+def harmless(drawn: go.Figure) -> go.Figure:
+    """A copy whose texts, from wherever, are no links and bring no styles: Plotly reads tags in all of them."""
+    return go.Figure(_harmless(drawn.to_dict()))
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return TAG.sub("&lt;", value)
+    if isinstance(value, dict):
+        return {key: _harmless(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_harmless(inner) for inner in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return _harmless(value.tolist())
+    return value
+
+
 def write_figure(drawn: go.Figure | Page, path: Path | str, static: bool = False) -> str | None:
     """Write `path` (.html), self-contained: it holds its scripts and asks no server for anything.
 
@@ -202,8 +261,14 @@ def write_figure(drawn: go.Figure | Page, path: Path | str, static: bool = False
         if static and drawn.svg:
             write_whole(path.with_suffix(".svg"), drawn.svg)
         return None
-    text = drawn.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem, config=OFFLINE)
-    write_whole(path, text)
+    drawn = harmless(drawn)
+    text = drawn.to_html(
+        include_plotlyjs=True, include_mathjax=False, full_html=True, div_id=path.stem, config=OFFLINE,
+        post_script=NARROW,
+    )  # fmt: skip
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">'
+    title = f"<title>{html.escape(path.stem)}</title>"
+    write_whole(path, text.replace("<head>", f"<head>{policy}{title}{FRAME}", 1))
     if not static:
         return None
     try:

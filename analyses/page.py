@@ -17,7 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from analyses.figures import COLORS
+from analyses.figures import COLORS, harmless
 from analyses.page_style import STYLE
 
 DRAW = """
@@ -99,7 +99,7 @@ def figure_html(drawn: go.Figure, title: str, caption: str, height: int = 320) -
         height: CSS pixels; the width is that of the page.
     """
     keys = keys_html(drawn)
-    drawn = go.Figure(drawn)
+    drawn = harmless(drawn)
     drawn.update_layout(
         title=None, showlegend=False, height=height, autosize=True, margin={"t": 30, "r": 16, "l": 60, "b": 50}
     )

@@ -1,7 +1,15 @@
-"""How a page looks: light, readable on a telephone and on paper."""
+"""How a page looks: readable on a telephone and on paper, and dark for those whose system is."""
 
 STEPS = 8
 """Colours on each side of zero for a token."""
+
+
+DARK = """@media screen and (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; background: #1a1a1a; }
+  body { color-scheme: light; filter: invert(0.9) hue-rotate(180deg); }
+}
+"""
+"""Lightness turned over and hues kept, figures too: drawings and their colours are made once, for white paper."""
 
 
 def _token_colors() -> str:
@@ -65,6 +73,7 @@ summary { cursor: pointer; font-size: 0.92rem; }
   h3, h4 { break-after: avoid; }
 }
 """
+    + DARK
     + _token_colors()
     + "\n"
 )

@@ -137,8 +137,19 @@ def stored_localization(folder: Path, made: dict[str, Any], n: int) -> Any:
         all(result.meta.get(key) == made[key] for key in ("checkpoint_sha256", "seed"))
         and (task.get("name"), task.get("n")) == (TASK, n)
         and all(knobs.get(key) == value for key, value in wanted.items())
+        and _shown(result)
     )
     return result if same else None
+
+
+def _shown(result: Any) -> bool:
+    """Whether the page can show a localization: one that is damaged, or of another version, is made again."""
+    from analyses.report_page import NO_SUCH_RESULT, comparison_html, localization_html
+
+    try:
+        return bool(localization_html(result) + comparison_html([("", result)]))
+    except NO_SUCH_RESULT:
+        return False
 
 
 def stored_circuit(folder: Path, made: dict[str, Any]) -> Any:

@@ -30,10 +30,13 @@ from analyses.result import Result
 from analyses.rewriting.report_part import rewriting_html
 from analyses.self_repair.report_part import self_repair_html
 from analyses.specialization.report_part import explainability_html, specialization_html
+from sat_lens.commands import one_line
 
 KINDS = {"head": "heads", "channel": "z channels", "neuron": "neurons"}
 LARGEST = 5
 """Units of a kind in the table of a checkpoint."""
+NO_SUCH_RESULT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What drawing raises of a result that holds other things than its question writes."""
 WHOLE = ("k_attn", "k_mlp", "seed", "n_parameters", "n_gate_parameters", "tokens_seen", "n")
 UNITS = {
     **dict.fromkeys(("n_parameters", "n_gate_parameters"), "weights"),
@@ -101,7 +104,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "mask": ablation["mask"],
         "k_attn": ablation["k_attn"] if gated else None,
         "k_mlp": ablation["k_mlp"] if gated else None,
-        "seed": training.get("seed"),
+        "seed": whole(training.get("seed")),
         "n_parameters": entry.n_parameters,
         "n_gate_parameters": entry.n_gate_parameters,
         "tokens_seen": tokens_seen(training),
@@ -116,8 +119,13 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def tokens_seen(training: Mapping[str, Any]) -> int | None:
     """Of all runs that the weights went through; None where no run was recorded."""
-    seen, before = training.get("tokens_seen"), training.get("tokens_seen_before")
+    seen, before = (whole(training.get(key)) for key in ("tokens_seen", "tokens_seen_before"))
     return None if seen is None else seen + (before or 0)
+
+
+def whole(value: Any) -> int | None:
+    """A whole number that a table can hold; what is none, as a configuration by hand may have, is left out."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
 
 
 def report_html(entries: Sequence[Entry]) -> str:
@@ -201,11 +209,20 @@ def checkpoint_html(entry: Entry, anchor: str) -> str:
         ("Do later parts repair an ablation?", entry.self_repair, self_repair_html, "Not known"),
         ("Can latents be replaced by their explanations?", entry.rewriting, rewriting_html, "Not known"),
     )
-    body = [f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n']
-    for title, answer, html, without in sections:
-        found = f"<p>{without}: {escaped(answer)}.</p>\n" if isinstance(answer, str) else html(answer)
-        body.append(f"<h3>{title}</h3>\n{found}")
-    return "".join(body) + configuration_html(entry)
+    parts = (f"<h3>{title}</h3>\n{part_html(answer, html, without)}" for title, answer, html, without in sections)
+    return f'<h2 id="{anchor}">{escaped(entry.name)}</h2>\n{"".join(parts)}{configuration_html(entry)}'
+
+
+def part_html(answer: Any, html: Callable[[Any], str], without: str) -> str:
+    """A part, or why there is none; a stored result may be damaged, or be of another version."""
+    if not isinstance(answer, str):
+        try:
+            return html(answer)
+        except NO_SUCH_RESULT as error:
+            answer = (
+                f"what is stored cannot be shown ({type(error).__name__}: {one_line(error)}); ask the question again"
+            )
+    return f"<p>{without}: {escaped(answer)}.</p>\n"
 
 
 def localization_html(result: Result) -> str:
@@ -213,7 +230,7 @@ def localization_html(result: Result) -> str:
     task = result.meta["task"]
     accuracy = interval(task["accuracy"], task["accuracy_low"], task["accuracy_high"])
     solved = (
-        f"<p>Accuracy on {escaped(task['name'])}: {accuracy} (n = {task['n']}); mean logit difference "
+        f"<p>Accuracy on {escaped(task['name'])}: {accuracy} (n = {number(task['n'])}); mean logit difference "
         f"{number(task['logit_diff'], 2)} logits.</p>\n"
     )
     if not task["solved"]:

@@ -11,6 +11,7 @@ however many sequences there are.
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -89,14 +90,16 @@ def layers_needed(names: Sequence[str]) -> int | None:
     return needed
 
 
+def _record(seen: dict[str, Tensor], name: str, activation: Tensor, hook: Any) -> None:
+    """Keep an activation by the name that was asked for: a bridge's hook points call themselves otherwise."""
+    seen[name] = activation
+
+
 def _batches(model: Any, tokens: Tensor, names: list[str], batch_size: int, forward: dict[str, Any]) -> Iterator[Batch]:
     for rows in torch.arange(len(tokens)).split(batch_size):
         seen: dict[str, Tensor] = {}
-
-        def record(activation: Tensor, hook: Any, seen: dict[str, Tensor] = seen) -> None:
-            seen[hook.name] = activation
-
-        with inference(model), model.hooks(fwd_hooks=[(name, record) for name in names]):
+        hooks = [(name, partial(_record, seen, name)) for name in names]
+        with inference(model), model.hooks(fwd_hooks=hooks):
             model(tokens[rows].to(model.cfg.device), **forward)
         if missing := sorted(set(names) - set(seen)):
             raise ValueError(

@@ -12,6 +12,7 @@ unknown schema, a missing or extra key, a wrong hash, a NaN. Nothing is ever unp
 """
 
 import dataclasses
+import difflib
 import json
 import platform
 import shutil
@@ -168,10 +169,18 @@ def resolve(name: Path | str) -> Path:
         if (folder / CONFIG).is_file() or (folder / MANIFEST).is_file():
             return folder
     if given.is_dir():
-        raise CheckpointError(f"{name} is no checkpoint folder: it has no {CONFIG}")
+        inside = sorted(str(given / path.parent.name) for path in given.glob(f"*/{CONFIG}"))
+        hint = f"; it holds some: give one of them, such as {inside[0]}" if inside else ""
+        raise CheckpointError(f"{name} is no checkpoint folder: it has no {CONFIG}{hint}")
+    if given.is_file():
+        hint = "; python -m sat_lens.convert makes a folder of it" if given.suffix in (".pt", ".safetensors") else ""
+        raise CheckpointError(f"{name} is a file; a checkpoint must be a folder, or a llama2.c .bin file{hint}")
     shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir()) if SHIPPED.is_dir() else []
+    near = difflib.get_close_matches(str(name), shipped, 3, 0.5)
+    meant = f"; nearest: {', '.join(sorted(near))}" if near else ""
     raise FileNotFoundError(
-        f"no checkpoint {str(name)!r}: not a folder, and not one of the shipped ones ({', '.join(shipped) or 'none'})"
+        f"no checkpoint {str(name)!r}: not a folder, and not one of the shipped ones "
+        f"({', '.join(shipped) or 'none'}{meant})"
     )
 
 

@@ -3,9 +3,13 @@
 import argparse
 import ast
 import contextlib
+import difflib
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,20 +17,95 @@ from typing import Any, NoReturn
 BAD_INPUT = 2
 INTERRUPTED = 130
 TERMINATED = 143
+WIDEST = 100
+"""Columns that help takes of a wider terminal."""
+
+
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal: paragraphs are filled, indented lines stand as they are."""
+
+    def __init__(self, prog: str, **knobs: Any) -> None:
+        width = min(shutil.get_terminal_size().columns, WIDEST) - 1
+        super().__init__(prog, **{"width": width, "max_help_position": 22, **knobs})
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(filled(line, width) for line in paragraphs(text))
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        kind = getattr(action.type, "__name__", "")
+        names = {"int": "N", "positive": "N", "seed": "N", "float": "X", "above_zero": "X", "tolerance": "X"}
+        return {"Path": "PATH", **names}.get(kind, action.dest.upper())
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: Any) -> Any:
+        if action.metavar is None and many_choices(action):
+            return lambda size: (default_metavar,) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        choices = ", ".join(map(str, action.choices or ())) if many_choices(action) else ""
+        return f"{action.help}; one of {choices}" if choices and action.metavar is None else action.help
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def many_choices(action: argparse.Action) -> bool:
+    """Whether the choices of a flag are too long to stand in its place."""
+    room = 40 if action.nargs is None else 16
+    return action.choices is not None and len(",".join(map(str, action.choices))) > room
+
+
+def paragraphs(text: str) -> list[str]:
+    """The lines of a text, those of a paragraph joined; an indented line is one by itself."""
+    found: list[str] = []
+    for line in text.strip().splitlines():
+        flows = line.strip() and not line.startswith(" ") and found and found[-1].strip()
+        if flows and not found[-1].startswith(" "):
+            found[-1] = f"{found[-1]} {line}"
+        else:
+            found.append(line)
+    return found
+
+
+def filled(line: str, width: int) -> str:
+    """A line broken at `width`; what follows a gap of two spaces goes on below itself."""
+    if len(line) <= width:
+        return line
+    gap = re.match(r" *\S.*?  +(?=\S)", line)
+    left = min(gap.end() if gap else len(line) - len(line.lstrip()), width // 2)
+    return textwrap.fill(line, width, subsequent_indent=" " * left, break_on_hyphens=False, break_long_words=False)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with its usage message reduced to the one line that says what was wrong."""
 
+    def __init__(self, *args: Any, **knobs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": Layout, **knobs})
+
+    def _nearest(self, message: str) -> str:
+        """What was probably meant, where a choice or a flag is not known."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            given, known = found[1], re.findall(r"[^\s',]+", found[2])
+        elif found := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            given, known = found[1], list(self._option_string_actions)
+        else:
+            return ""
+        near = difflib.get_close_matches(given, known, 1, 0.75)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def reword(self, **words: str) -> None:
+        """Say of flags that are there, by destination, what they are to this command."""
+        for action in self._actions:
+            action.help = words.get(action.dest, action.help)
+
     def error(self, message: str) -> NoReturn:
-        line = one_line(ValueError(f"{self.prog}: {message}"))
+        line = one_line(ValueError(f"{self.prog}: {message}{self._nearest(message)}"))
         self.exit(BAD_INPUT, f"{line} (see --help)\n" if _rank() == 0 else None)
 
 
 def command_parser(module: str, docstring: str | None, **knobs: Any) -> Parser:
     """The parser of `python -m MODULE`, whose help is the module's docstring as it stands."""
-    layout = argparse.RawDescriptionHelpFormatter
-    return Parser(prog=f"python -m {module}", description=docstring, formatter_class=layout, **knobs)
+    return Parser(prog=f"python -m {module}", description=docstring, **knobs)
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -99,4 +178,5 @@ def list_commands(folder: Path | str, package: str) -> str:
         docstring = ast.get_docstring(ast.parse(source)) or ""
         rows.append((name, docstring.splitlines()[0] if docstring else ""))
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"  python -m {package}.{name:<{width}}  {line}" for name, line in sorted(rows))
+    columns = min(shutil.get_terminal_size().columns, WIDEST) - 1
+    return "\n".join(filled(f"  python -m {package}.{name:<{width}}  {line}", columns) for name, line in sorted(rows))

@@ -1,6 +1,6 @@
 """Bring a model in: reference `.pt` files, GPT-Neo folders, llama2.c `.bin` files.
 
-    python -m sat_lens.convert model.pt OUT --config config.yaml [--tokenizer PATH]
+    python -m sat_lens.convert model.pt OUT --config config.yaml
     python -m sat_lens.convert GPT_NEO_FOLDER OUT
     python -m sat_lens.convert stories260K.bin OUT --tokenizer tok512.bin
 
@@ -8,6 +8,7 @@ OUT becomes a checkpoint folder. Nothing is unpickled beyond tensors (`weights_o
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ def __getattr__(name: str) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.convert", __doc__)
-    p.add_argument("source", type=Path, help="a .pt file, a GPT-Neo folder, or a llama2.c .bin file")
-    p.add_argument("out", type=Path, help="checkpoint folder to write")
-    p.add_argument("--config", type=Path, help="the run's YAML or JSON configuration (for a .pt file)")
-    p.add_argument("--tokenizer", help="shipped name, file or folder; default: what lies beside the source")
+    p.add_argument("source", type=Path, help="a .pt or .safetensors file, a GPT-Neo folder, or a llama2.c .bin file")
+    p.add_argument("out", type=Path, help="checkpoint folder to write; must be empty or not there")
+    p.add_argument("--config", type=Path, help="for a .pt file: the run's YAML or JSON configuration "
+        "(default: the file beside the source)")  # fmt: skip
+    p.add_argument("--tokenizer", help="shipped name, file, folder or Hugging Face name "
+        "(default: what lies beside the source)")  # fmt: skip
     return p
 
 
@@ -38,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if not args.source.exists():
         raise FileNotFoundError(f"no such file or folder: {args.source}")
+    if args.out.is_file():
+        raise NotADirectoryError(f"OUT must be a folder to write; {args.out} is a file")
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"{args.out} exists and is not empty; choose another name")
     from sat_lens import checkpoint
@@ -50,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(model.tokenizer) > model.cfg.d_vocab:
             raise ValueError(f"{tokenizer} has {len(model.tokenizer)} ids, the model only {model.cfg.d_vocab}")
     checkpoint.save(model, args.out, data={"converted_from": args.source.name})
+    sys.stdout.write(f"{args.out}\ncheck it: python -m sat_lens.doctor {args.out}\n")
 
 
 def _read(source: Path, config: Path | None) -> Any:

@@ -15,6 +15,7 @@ The ablated stream repeats all but the gates, and adds 2 A for its own key. Back
 """
 
 import dataclasses
+import textwrap
 from typing import Any
 
 from sat_lens.config import SelfAblation
@@ -28,6 +29,7 @@ ESTIMATE_ERROR = 1.4  # a measured peak is at most this multiple of an estimate
 HOSTS_WITHOUT_BIAS = (None, "GPTNeoForCausalLM")  # as in `sat_lens.tying`
 NORM_PARAMETERS = {"LN": 2, "RMS": 1}
 STREAMS = ("clean", "ablated", "both")
+DRY_RUN_COLUMNS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +198,12 @@ def dry_run(
         ("memory, MiB", _mib(memory.total), parts),
         ("free, MiB", "unknown" if free is None else _mib(free), forecast.peak_remark(memory, curves)),
         ("FLOPs a token", f"{flops:,.0f}", f"{flops * tokens:.3g} in all; matrix products, backward pass included"),
-        ("minutes", _minutes(run.seconds), f"{_minutes(run.low)} to {_minutes(run.high)}; {run.basis}"),
+        ("minutes", _minutes(run.seconds), f"{_minutes(run.low)} to {_minutes(run.high)}{_days(run)}; {run.basis}"),
     ]
-    return "".join(f"{name:14} {value:>16}  {remark}\n" for name, value, remark in rows)
+    return "".join(
+        textwrap.fill(f"{name:14} {value:>16}  {remark}", DRY_RUN_COLUMNS, subsequent_indent=" " * 33) + "\n"
+        for name, value, remark in rows
+    )
 
 
 def _mib(size: float | int) -> str:
@@ -207,6 +212,12 @@ def _mib(size: float | int) -> str:
 
 def _minutes(seconds: float | int) -> str:
     return f"{seconds / 60:,.0f}" if seconds >= 600 else f"{seconds / 60:.1f}"
+
+
+def _days(run: Any) -> str:
+    """The same in days, where minutes are hard to read."""
+    days = [seconds / 86_400 for seconds in (run.seconds, run.low, run.high)]
+    return "" if days[0] < 2 else " ({:,.0f} days, {:,.0f} to {:,.0f})".format(*days)
 
 
 def _width(cfg: Any) -> int:

@@ -6,18 +6,19 @@ Prints one line a check, and exits with 2 when one fails.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sat_lens.commands import command_parser, one_line, run
+from sat_lens.commands import command_parser, filled, one_line, run
 from sat_lens.devices import check_device
 
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.doctor", __doc__)
-    p.add_argument("checkpoint", help="checkpoint folder or shipped name")
-    p.add_argument("--device", default="cpu")
+    p.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder, or name of a shipped one")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     return p
 
 
@@ -27,14 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = 0
     for name, check in checks(args.checkpoint, args.device):
         try:
-            sys.stdout.write(f"ok      {name}: {check()}\n")
+            sys.stdout.write(shown(f"ok      {name}: {check()}"))
         except (ValueError, OSError) as error:
             failed += 1
-            sys.stdout.write(f"FAILED  {name}: {one_line(error)}\n")
+            sys.stdout.write(shown(f"FAILED  {name}: {one_line(error)}"))
             if name in ("files", "weights"):
                 break
     if failed:
         raise ValueError(f"{args.checkpoint}: {failed} check{'s' * (failed > 1)} failed")
+
+
+def shown(line: str) -> str:
+    """One line for a file; in a terminal as many as its width takes."""
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    return f"{filled(line, width)}\n"
 
 
 def checks(name: str, device: str = "cpu") -> list[tuple[str, Callable[[], str]]]:

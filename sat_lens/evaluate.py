@@ -4,7 +4,8 @@
 
 Each story starts with the separator. One that is longer than the model's context is read in windows
 that overlap by half: every token is predicted once, from at least half a context. Intervals: 95 %,
-bootstrap over stories (loss) and Wilson (accuracy). Prints one JSON object a checkpoint.
+bootstrap over stories (loss) and Wilson (accuracy). Prints one JSON object a checkpoint, on one line
+where it does not go to a terminal. Nothing is written.
 """
 
 import argparse
@@ -31,11 +32,17 @@ LARGEST = {"n": 1_000_000, "max_tokens": 1_000_000_000}
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.evaluate", __doc__)
-    p.add_argument("checkpoints", nargs="+")
-    p.add_argument("--corpus", default="stories", help="held-out text (the generator, with a seed of its own)")
-    p.add_argument("--max-tokens", type=int, default=200_000, help="of the corpus (200,000)")
-    p.add_argument("--n", type=int, default=1000, help="IOI prompts, of held-out pairs of names (1,000)")
-    p.add_argument("--device", default="cpu")
+    p.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CKPT",
+        help="checkpoint folder, name of a shipped one, llama2.c .bin, or a model that TransformerLens knows",
+    )
+    p.add_argument("--corpus", default="stories", help="held-out text: `stories`, a file, a Hugging Face name, "
+        "or a mixture A:0.5+B:0.5 (default: stories, the generator, with a seed of its own)")  # fmt: skip
+    p.add_argument("--max-tokens", type=int, default=200_000, help="tokens of the corpus, at most (default: 200,000)")
+    p.add_argument("--n", type=int, default=1000, help="IOI prompts, of held-out pairs of names (default: 1,000)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     return p
 
 
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found |= corpus_losses(model, args.corpus, args.max_tokens)
             found |= ioi_accuracy(model, args.n)
             if is_main():
-                sys.stdout.write(json.dumps(found) + "\n")
+                sys.stdout.write(json.dumps(found, indent=2 if sys.stdout.isatty() else None) + "\n")
 
 
 def corpus_losses(model: Any, corpus: str, max_tokens: int) -> dict[str, Any]:
@@ -118,14 +125,16 @@ def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int =
     """Summed loss of each row and stream, nats; under torchrun the ranks share the rows."""
     import torch
     import torch.nn.functional as F
+    from tqdm.auto import tqdm
 
     from sat_lens.activations import inference
-    from sat_lens.distributed import gather_rows, shard
+    from sat_lens.distributed import gather_rows, is_main, shard
 
     mine = shard(len(tokens))
     tokens, counts = tokens[mine.start : mine.stop], counts[mine.start : mine.stop]
     parts: dict[str, list[Any]] = {stream: [torch.zeros(0, dtype=torch.float64)] for stream in streams_of(model)}
-    for rows, mask in zip(tokens.split(batch_size), counts.split(batch_size), strict=True):
+    batches = list(zip(tokens.split(batch_size), counts.split(batch_size), strict=True))
+    for rows, mask in tqdm(batches, desc="losses", unit="batch", leave=False, disable=None if is_main() else True):
         rows, mask = rows.to(model.cfg.device), mask.to(model.cfg.device)
         with inference(model):
             for stream, logits in stream_logits(model, rows[:, :-1]).items():

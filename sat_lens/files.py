@@ -1,4 +1,8 @@
-"""Files written whole or not at all: a temporary name beside the target, flushed, then renamed."""
+"""Files written whole or not at all: a temporary name beside the target, flushed, renamed, and the name flushed too.
+
+What is reported as written outlives a loss of power: content is on the disk before its name is, and the name before
+the call returns or an older content is removed.
+"""
 
 import contextlib
 import ctypes
@@ -35,8 +39,34 @@ def write_whole(path: Path | str, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; where the system or file system cannot say, return at once."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (AttributeError, PermissionError):  # no Unix; a folder that may be written to and not be read
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(opened)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until all files of a folder, and their names, are on the disk."""
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            if not (path := Path(inside, name)).is_symlink():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        flush_names(Path(inside))
 
 
 def regular(path: Path | str) -> Path:
@@ -102,11 +132,14 @@ def replace_folder(temporary: Path | str, final: Path | str) -> None:
 
     Where the system can exchange two folders at once, a reader meets the old one or the new one and never none.
     Elsewhere `final` is absent for a moment between two renames, while its old content stands beside it as
-    `.NAME.old`; `recovered` puts that back if a crash fell into the gap.
+    `.NAME.old`; `recovered` puts that back if a crash fell into the gap. The new content is on the disk before its
+    name is, and that before the old content is removed.
     """
     temporary, final = Path(temporary), Path(final)
     old = final.with_name(f".{final.name}.old")
+    flush_folder(temporary)
     if final.exists() and exchanged(temporary, final):
+        flush_names(final.parent)
         shutil.rmtree(temporary)  # the old content
     else:
         if final.exists():
@@ -114,6 +147,7 @@ def replace_folder(temporary: Path | str, final: Path | str) -> None:
                 shutil.rmtree(old)
             os.replace(final, old)
         os.replace(temporary, final)
+        flush_names(final.parent)
     if old.exists():
         shutil.rmtree(old)
 

@@ -1,6 +1,6 @@
 """Sample text from a checkpoint, from its clean or its ablated stream.
 
-    python -m sat_lens.generate none-s0 --prompt "Once upon a time" --tokens 100
+    python -m sat_lens.generate none-s0 --prompt "Once upon a time"
 
 Several `--prompt` go forward together; their texts are parted by an empty line. `sat_lens.decoding`
 says what a step costs, and what happens where the context is full.
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.generate", __doc__)
-    p.add_argument("checkpoint", help="checkpoint folder, shipped name, llama2.c .bin, or TransformerLens name")
-    p.add_argument("--prompt", action="append", help="may be given several times (Once upon a time)")
-    p.add_argument("--tokens", type=int, default=100, help="tokens to add (100)")
-    p.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
-    p.add_argument("--stream", choices=("clean", "ablated"), default="clean")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cpu")
+    p.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        help="checkpoint folder, name of a shipped one, llama2.c .bin, or a model that TransformerLens knows",
+    )
+    p.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times "
+        "(default: Once upon a time)")  # fmt: skip
+    p.add_argument("--tokens", type=int, default=100, help="tokens to add to each (default: 100)")
+    p.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0 takes the likeliest token "
+        "(default: 0.8)")  # fmt: skip
+    p.add_argument("--stream", choices=("clean", "ablated"), default="clean",
+        help="whose predictions are sampled; ablated: the winners alone (default: clean)")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     return p
 
 

@@ -75,7 +75,7 @@ def _write_tokens(
     characters: list[int] = []
     n_tokens = 0
     encoded = _encoded(stories, tokenizer)
-    bar = tqdm(total=max_tokens, unit=" tokens", unit_scale=True, disable=None if progress else True)
+    bar = tqdm(desc="packing", total=max_tokens, unit=" tokens", unit_scale=True, disable=None if progress else True)
     with open(folder / "tokens.bin", "wb") as file, bar:
         for n_characters, ids in encoded:
             if max_tokens is not None and n_tokens + len(ids) > max_tokens:

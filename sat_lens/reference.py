@@ -169,6 +169,8 @@ def read_config(source: Path, given: Path | None) -> dict[str, Any]:
     """The reference's configuration: YAML or JSON, given or beside the weights."""
     import yaml
 
+    if given and not given.is_file():
+        raise FileNotFoundError(f"--config: there is no file {given}")
     places = [given] if given else [source.with_suffix(end) for end in (".yaml", ".yml", ".json")]
     places += [] if given else [source.parent / name for name in ("config.yaml", "config.json")]
     path = next((p for p in places if p.is_file()), None)

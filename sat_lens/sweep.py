@@ -123,7 +123,7 @@ def _run(base: Mapping[str, Any], varied: dict[str, Any], out: Path, processes: 
         raise ValueError(f"a sweep sets {sorted(taken)[0]} itself; leave it out")
     folder = out / (run_name(varied) or "run")
     flags = [*as_flags({**base, **varied}), f"--out={folder}"]
-    chosen = options(flags)
+    chosen = options(flags, "a run of the sweep")
     validated(chosen)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
     return Run(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sat_lens.boundaries import SEPARATOR
-from sat_lens.commands import Parser, run
+from sat_lens.commands import command_parser, run
 from sat_lens.llama2c_tokenizer import TokenizerError, llama2c_tokenizer
 from sat_lens.stories import NAMES, OBJECTS, PLACES
 
@@ -157,7 +157,11 @@ def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
     except Exception as error:  # many kinds: offline, unknown name, gated, no fast version
         reason = " ".join(str(error).split())[:200]
-        raise TokenizerError(f"{name!r} is no file here, nor could the Hugging Face hub give it: {reason}") from None
+        shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
+        raise TokenizerError(
+            f"{name!r} is no file here and not one that is shipped ({', '.join(shipped)}), "
+            f"nor could the Hugging Face hub give it: {reason}"
+        ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise TokenizerError(f"a tokenizer must be a fast one; {name!r} is a {type(tokenizer).__name__}")
     if tokenizer.eos_token is None:
@@ -171,12 +175,14 @@ def _from_hub(name: str) -> "transformers.PreTrainedTokenizerFast":
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a byte-level BPE on a corpus and write it as tokenizer.json."""
-    parser = Parser(prog="python -m sat_lens.tokenizers", description=main.__doc__)
-    parser.add_argument("--corpus", required=True, help="see sat_lens.corpora.read_stories; mixtures allowed")
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--characters", type=int, default=8_500_000, help="how much of the corpus to read, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of the embedded generator")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
+    parser = command_parser("sat_lens.tokenizers", main.__doc__)
+    parser.add_argument("--corpus", required=True, help="`stories`, a .txt, .jsonl, .json or .parquet file, a Hugging "
+        "Face name, or a mixture A:0.5+B:0.5 (needed)")  # fmt: skip
+    parser.add_argument("--vocab-size", type=int, default=4096, help="ids (default: 4096)")
+    parser.add_argument("--characters", type=int, default=8_500_000, help="characters of the corpus to read, at most "
+        "(default: 8,500,000)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the generator `stories` (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json (needed)")
     arguments = parser.parse_args(argv)
 
     import sys
@@ -190,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     write_whole(arguments.out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     split = split_words(tokenizer, story_words())
-    sys.stdout.write(f"{tokenizer.get_vocab_size()} ids; {len(split)} story words in pieces: {' '.join(split)}\n")
+    pieces = f": {' '.join(split)}" if split else ""
+    sys.stdout.write(f"{tokenizer.get_vocab_size()} ids; {len(split)} story words in pieces{pieces}\n")
+    sys.stdout.write(f"{arguments.out / 'tokenizer.json'}\n")
 
 
 def first_characters(texts: Iterable[str], n_characters: int) -> Iterator[str]:

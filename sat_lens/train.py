@@ -1,9 +1,10 @@
 """Train a self-ablating transformer on stories; resumable after a stop at any moment.
 
-    python -m sat_lens.train --corpus stories --mask local --k-attn 4 --k-mlp 4 --preset cpu --out runs/local
+    python -m sat_lens.train --corpus stories --mask local --out runs/local
 
 Every flag can also stand in a YAML file (`--config F.yaml`, dashes as underscores); flags win. The
 run folder gets `log.jsonl`, `last/` and `best/` (lowest held-out loss), both checkpoint folders.
+The corpus is packed first, once: the packed tokens stand in --cache.
 `--dry-run` says what a run will take and stops. Several processes, on one machine or more, share each batch:
 
     torchrun --nproc-per-node 2 -m sat_lens.train --device cuda ...
@@ -25,55 +26,83 @@ from sat_lens.memory import keep_freed_memory
 from sat_lens.presets import PRECISIONS, PRESETS, TrainingSettings
 
 ABLATION_FLAGS = {
-    "estimator": str,
-    "forward": str,
-    "temperature": float,
-    "gap_floor": float,
-    "score_noise": float,
-    "unit": str,
-    "scope": str,
-    "score_input": str,
-    "detach": str,
-    "w_clean": float,
-    "w_ablated": float,
-    "w_reconstruction": float,
+    "estimator": (str, "sigmoid or softmax: the soft mask of the backward pass (default: sigmoid)"),
+    "forward": (str, "hard (k ones) or soft: the mask of the forward pass (default: hard)"),
+    "temperature": (float, "width of the soft mask, in gaps between the k-th score and the next (default: 1)"),
+    "gap_floor": (float, "smallest gap that the soft mask divides by, in units of scores (default: 0)"),
+    "score_noise": (float, "noise added to scores while training, in standard deviations of them (default: 0)"),
+    "unit": (str, "channel (of z) or head: what attention's winners are (default: channel)"),
+    "scope": (str, "layer or model: k winners in each layer, or in all (default: layer)"),
+    "score_input": (str, "raw or normalized: the residual stream as local gates read it (default: raw)"),
+    "detach": (str, "none, scores or trunk: where the mask's gradient is cut (default: none)"),
+    "w_clean": (float, "weight of the clean stream's loss (default: 0.5)"),
+    "w_ablated": (float, "weight of the ablated stream's loss (default: 0.5)"),
+    "w_reconstruction": (float, "weight of the distance between the two residual streams (default: 0)"),
+}
+SETTING_WORDS = {
+    "steps": "optimizer steps (default: {})",
+    "batch_size": "sequences a step (default: {})",
+    "lr": "learning rate at its peak; falls to 0 along a cosine (default: {})",
+    "warmup_steps": "steps of linear warm-up (default: {})",
+    "weight_decay": "of AdamW (default: {})",
+    "grad_clip": "largest norm of the gradient (default: {})",
+    "eval_every": "steps between evaluations; each writes last/, and best/ if it is (default: {})",
+    "eval_rows": "held-out sequences of an evaluation (default: {})",
+    "log_every": "steps between lines of log.jsonl (default: {})",
+    "threads": "torch's threads (default: {})",
 }
 SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if f.name != "seed"}
 MOST_VALUES = 100_000
 """In a configuration file."""
 SWITCHES = {
-    "resume": "go on from the run folder's last checkpoint, if it has one",
+    "resume": "go on from the run folder's last checkpoint, if it has one; give the same flags as before",
     "quiet": "no progress bar",
     "dry_run": "print parameters, memory, FLOPs and expected minutes, and stop",
     "fsdp": "under torchrun: spread weights and optimizer over the processes (large models)",
-    "compile": "torch.compile the losses",
+    "compile": "torch.compile the losses (on an accelerator)",
 }
 
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser("sat_lens.train", __doc__, argument_default=argparse.SUPPRESS)
-    p.add_argument("--config", type=Path, help="YAML file with any of these settings")
-    p.add_argument("--corpus", help="`stories`, a path, a Hugging Face name, or a mixture A:0.5+B:0.5")
-    p.add_argument("--held-out", help="held-out corpus; default: one story in 64 of --corpus")
-    p.add_argument("--tokenizer", help="shipped name, file, folder or Hugging Face name (stories-4096)")
-    p.add_argument("--max-tokens", type=int, help="pack at most this many tokens (20,000,000)")
-    p.add_argument("--cache", type=Path, help="folder for packed corpora (runs/packed)")
-    p.add_argument("--mask", choices=("none", "local", "global", "both"))
-    p.add_argument("--k-attn", type=int)
-    p.add_argument("--k-mlp", type=int)
-    p.add_argument("--preset", choices=tuple(PRESETS))
-    p.add_argument("--seed", type=int)
-    p.add_argument("--out", type=Path, help="run folder")
-    p.add_argument("--init-from", help="begin with the weights of this checkpoint; the optimizer and schedule are new")
-    p.add_argument("--device")
-    p.add_argument("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
-    p.add_argument("--precision", choices=PRECISIONS, help="fp32, or bf16: products by autocast (fp32)")
+    add = p.add_argument_group("the run").add_argument
+    add("--out", type=Path, help="run folder (needed, here or in --config)")
+    add("--config", type=Path, help="YAML file with any of these settings")
+    add("--preset", choices=tuple(PRESETS), help="sizes of the model and settings of training (default: cpu)")
+    add("--seed", type=int, help="of the first weights and the order of the text (default: 0)")
+    add("--init-from", metavar="CKPT",
+        help="begin with the weights of this checkpoint; the optimizer and schedule are new")  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    add("--precision", choices=PRECISIONS, help="bf16: products by autocast (default: fp32)")
+    add("--log-to", choices=("wandb", "tensorboard"), help="also log there (installed by you)")
     for name, words in SWITCHES.items():
-        p.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=words)
-    for name, kind in {**ABLATION_FLAGS, **SETTING_FLAGS}.items():
-        if name not in (*SWITCHES, "precision"):
-            p.add_argument(f"--{name.replace('_', '-')}", type=kind)
+        add(f"--{name.replace('_', '-')}", action="store_true", help=words)
+    add = p.add_argument_group("text").add_argument
+    add("--corpus", help="`stories` (the generator), a .txt, .jsonl, .json or .parquet file, a Hugging Face name, "
+        "or a mixture A:0.5+B:0.5, shares by characters (default: stories)")  # fmt: skip
+    add("--held-out", metavar="CORPUS", help="held-out corpus (default: one story in 64 of --corpus)")
+    add("--tokenizer", help="shipped name, file, folder or Hugging Face name (default: stories-4096)")
+    add("--max-tokens", type=int, help="tokens of the corpus to pack, at most (default: 20,000,000)")
+    add("--cache", type=Path, help="folder for packed corpora (default: runs/packed)")
+    add = p.add_argument_group("self-ablation").add_argument
+    add("--mask", choices=("none", "local", "global", "both"), help="local: layer l's winners are chosen from the "
+        "stream that enters it; global: from the final stream; none: an ordinary model (default: local)")  # fmt: skip
+    add("--k-attn", type=int, help="winners among attention's units of a layer (default: 4)")
+    add("--k-mlp", type=int, help="winners among the neurons of a layer (default: 4)")
+    for name, (kind, words) in ABLATION_FLAGS.items():
+        add(f"--{name.replace('_', '-')}", type=kind, help=words)
+    add = p.add_argument_group("training").add_argument
+    for name, words in SETTING_WORDS.items():
+        by_preset = " or ".join(f"{of[name]:g} ({preset})" for preset, of in usual().items())
+        values = by_preset if len({of[name] for of in usual().values()}) > 1 else f"{usual()['cpu'][name]:g}"
+        add(f"--{name.replace('_', '-')}", type=SETTING_FLAGS[name], help=words.format(values))
     return p
+
+
+def usual() -> dict[str, dict[str, Any]]:
+    """The settings of each preset."""
+    own = dataclasses.asdict(TrainingSettings())
+    return {name: {**own, **preset["training"]} for name, preset in PRESETS.items()}
 
 
 DEFAULTS = {
@@ -97,14 +126,21 @@ DEFAULTS = {
 }
 
 
-def options(argv: Sequence[str] | None) -> dict[str, Any]:
+def options(argv: Sequence[str] | None, source: str | None = None) -> dict[str, Any]:
     """Defaults, then the preset's, then the YAML file's, then the command line's.
+
+    Args:
+        argv: the command line; None: the process's own.
+        source: what it was read from, to be named where it is wrong; None: it is the command line.
 
     Raises:
         ValueError: an unknown key in the file, or no --out.
     """
     p = parser()
+    p.prog = source or p.prog
     given = vars(p.parse_args(argv))
+    if "config" in given:
+        p.prog = str(given["config"])  # whose lines are judged from here on
     known = {action.dest for action in p._actions} - {"help", "config"}
     stored = read_yaml(given.pop("config")) if "config" in given else {}
     if unknown := sorted(set(stored) - known):
@@ -183,6 +219,10 @@ def validated(chosen: dict[str, Any]) -> tuple[SelfAblation, TrainingSettings]:
     """The options as configurations. Raises: ValueError for one that is out of range."""
     names = ("mask", "k_attn", "k_mlp", *ABLATION_FLAGS)
     ablation = SelfAblation(**{name: chosen[name] for name in names if name in chosen})
+    sizes = PRESETS[chosen["preset"]]["model"]
+    ablation.fit(**{name: sizes[name] for name in ("n_layers", "n_heads", "d_head", "d_mlp")})
+    if chosen["out"].is_file():
+        raise NotADirectoryError(f"--out must be a folder; {chosen['out']} is a file")
     names = ("seed", *SETTING_FLAGS)
     return ablation, TrainingSettings(**{name: chosen[name] for name in names if name in chosen})
 
@@ -218,9 +258,21 @@ def go_on(trainer: Any, chosen: dict[str, Any]) -> None:
     elif chosen["resume"] and is_main():  # stopped before its first checkpoint, or never started
         sys.stderr.write(f"nothing to resume in {out}: starting from the beginning\n")
     trainer.train(progress=not chosen["quiet"])
-    final = trainer.log.splitlines()[-1] if trainer.log else ""
     if is_main():
-        sys.stdout.write(f"{out}\n{final}\n")
+        sys.stdout.write(outcome(trainer.log, out))
+
+
+def outcome(log: str, out: Path) -> str:
+    """The last held-out losses and where the weights are, for a person."""
+    import json
+
+    last = next((line for line in map(json.loads, reversed(log.splitlines())) if "held_out_total" in line), {})
+    streams = [(name, last.get(f"held_out_{name}")) for name in ("clean", "ablated")]
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in streams if value is not None)
+    said = f"step {last.get('step', 0):,}: held-out loss {losses} (nats a token)\n" if losses else ""
+    if "held_out_ioi_accuracy" in last:
+        said += f"IOI accuracy, clean stream: {last['held_out_ioi_accuracy']:.2f} (chance 0.5)\n"
+    return f"{said}best/ and last/ are checkpoints, log.jsonl is the log, in\n{out}\n"
 
 
 def forecast(chosen: dict[str, Any], ablation: SelfAblation, settings: TrainingSettings) -> str:

@@ -42,6 +42,12 @@ class TrainingStopped(ValueError):
     """Training cannot go on; the message says why and where the last good checkpoint is."""
 
 
+def apart(command: str, other: str) -> str:
+    """The flags of a command that another does not have, with their values."""
+    ours, theirs = ([f"--{part.strip()}" for part in text.split(" --")[1:]] for text in (command, other))
+    return " ".join(flag for flag in ours if flag not in theirs) or "none of these flags"
+
+
 class Trainer:
     """What changes while a model is trained.
 
@@ -116,7 +122,8 @@ class Trainer:
                 bar.update()
                 if self.step % settings.log_every == 0:
                     rate, since, tokens = tokens / (time.perf_counter() - since), time.perf_counter(), 0
-                    bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in losses.items()) + f" {rate:,.0f} tok/s")
+                    shown = " ".join(f"{k} {v:.2f}" for k, v in losses.items() if k != "total")
+                    bar.set_postfix_str(f"{rate:,.0f} tokens/s, nats: {shown}")
                     used = {"utilisation": utilisation(self.model, rate, product_flops)} if product_flops else {}
                     speed = {"tokens_per_second": round(rate), **used}
                     self._write_log({"step": self.step, **losses, "lr": self._lr(), **speed})
@@ -140,7 +147,13 @@ class Trainer:
         theirs = {**vars(TrainingSettings()), **config["training"]}  # a setting that is younger than the run
         for key in ours:
             if key not in NOT_COMPARED and ours[key] != theirs.get(key):
-                raise ValueError(f"{self.folder} was trained with {key}={theirs.get(key)!r}; got {ours[key]!r}")
+                before, now = f"{key}={theirs.get(key)!r}", repr(ours[key])
+                if key == "command":
+                    commands = str(theirs.get(key)), str(ours[key])
+                    before, now = apart(*commands), apart(*reversed(commands))
+                raise ValueError(
+                    f"{self.folder} was trained with {before}; got {now}; a run is resumed as it was begun"
+                )
         if SelfAblation.from_dict(config["ablation"]) != self.model.ablation:
             raise ValueError(f"{self.folder} was trained with another self-ablation: {config['ablation']}")
         if config["data"] != json.loads(json.dumps(self.described.get("data") or {})):

@@ -20,6 +20,7 @@ SHARED = {
     "labels",
     "masks",
     "metrics",
+    "needs",
     "page",
     "page_style",
     "provenance",
@@ -27,6 +28,7 @@ SHARED = {
     "result",
     "static_figures",
     "statistics",
+    "terminal",
     "texts",
     "unit_streams",
 }

@@ -4,9 +4,12 @@ Whatever a server sends ends as a reply or as one of two refusals. Log-probabili
 are none; the text is kept.
 """
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from analyses.explain.chat import LONGEST_TEXT, ChatReply, ChatRequest, Usage, is_count, token_logprobs
 
@@ -69,13 +72,21 @@ def read_body(body: bytes, secret: str | None = None) -> ChatReply:
 
 def excerpt(body: bytes, secret: str | None = None) -> str:
     """The beginning of a body on one line, without control characters, and without the secret."""
-    text = without(body[:4096].decode("utf-8", "replace"), secret) if secret else body[:4096].decode("utf-8", "replace")
+    text = body[:8192].decode("utf-8", "replace")
+    text = without(_unescaped(text), secret)[:4096] if secret else text[:4096]  # blotted out first: none is cut in two
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160] or "(empty)"
 
 
 def without(text: str, secret: str) -> str:
-    """`text`, in JSON or not, with the secret blotted out."""
-    return text.replace(secret, "[key]").replace(json.dumps(secret)[1:-1], "[key]")
+    """`text`, in JSON, HTML, an address or plain, with the secret blotted out."""
+    for form in (secret, json.dumps(secret)[1:-1], html.escape(secret), quote(secret, safe="")):
+        text = text.replace(form, "[key]")
+    return text
+
+
+def _unescaped(text: str) -> str:
+    """Characters that JSON writes by their number, as themselves."""
+    return re.sub(r"\\u00([2-7][0-9a-fA-F])", lambda found: chr(int(found[1], 16)), text)
 
 
 def _content(content: Any) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from analyses.explain.chat import ChatError, ChatReply, ChatRequest, NoReply, OneByOne
-from analyses.explain.chat_body import Unreadable, excerpt, read_body, request_body
+from analyses.explain.chat_body import Unreadable, excerpt, read_body, request_body, without
 from analyses.explain.chat_budget import Budget, most_tokens
 from analyses.explain.chat_wire import Broken, Limits, TooLarge, checked_url, post
 
@@ -144,7 +144,10 @@ class HttpChat(OneByOne):
             if self._halted.is_set():
                 call.sent = False
                 raise NoReply("it was not sent: the run was stopped")
-            answer = post(f"{self.base_url}/chat/completions", body, headers, self.limits, self._broken_off)
+            try:
+                answer = post(f"{self.base_url}/chat/completions", body, headers, self.limits, self._broken_off)
+            except ChatError as error:  # a redirect's address is the server's own words
+                raise ChatError(without(str(error), secret) if secret else str(error)) from None
             status, words = answer.status, excerpt(answer.body, secret)
             if status == 200:
                 try:
@@ -193,7 +196,9 @@ class HttpChat(OneByOne):
         key = os.environ.get(self.key_variable, "").strip()
         if not key or not re.fullmatch(r"[!-~]{1,4096}", key):
             what = "is not set" if not key else "holds what cannot be a key"
-            raise ValueError(f"the environment variable {self.key_variable} must hold the key; it {what}")
+            # a key in the place of its variable's name may look like a name, and is not repeated
+            named = self.key_variable if re.fullmatch(r"[A-Z0-9_]{1,40}", self.key_variable) else "key_variable names"
+            raise ValueError(f"the environment variable {named} must hold the key; it {what}")
         return key
 
 

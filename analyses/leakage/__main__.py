@@ -26,12 +26,14 @@ CONTROLS, QUICK_CONTROLS = 4, 3
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("leakage", __doc__)
     parser.set_defaults(n=None)
+    parser.reword(n=f"stories (default: {STORIES}; with --quick {QUICK_STORIES})")
     add = parser.add_argument
     add("--quick", action="store_true",
         help=f"{QUICK_STORIES} stories, {QUICK_CONTROLS} controls, nothing by layer (under a minute)")  # fmt: skip
     add("--no-retraining", action="store_true",
         help="leave out the gradient route, for which the model is retrained a little (--quick does so)")  # fmt: skip
-    add("--controls", type=positive, help=f"draws of untrained heads (default: {CONTROLS}; at least 2)")
+    add("--controls", type=positive,
+        help=f"draws of untrained heads, at least 2 (default: {CONTROLS}; with --quick {QUICK_CONTROLS})")  # fmt: skip
     args = parser.parse_args(argv)
     args.n = args.n or (QUICK_STORIES if args.quick else STORIES)
     args.controls = args.controls or (QUICK_CONTROLS if args.quick else CONTROLS)

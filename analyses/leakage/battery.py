@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from analyses import needs
 from analyses.labels.token_classes import token_classes
 from analyses.leakage.blank import blank
 from analyses.leakage.decoder import decoder
@@ -205,6 +206,7 @@ def leakage(
     progress: bool = False,
 ) -> Result:
     """Does the mask tell the next token? The battery on one model and some stories (`case_of`, `battery`)."""
+    needs.require(model, "leakage")
     case = case_of(model, stories, n_controls=n_controls, seed=seed, quick=quick, more=more)
     return battery(case, progress=progress)
 

@@ -49,21 +49,33 @@ ABLATIONS = {
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("localization", __doc__)
+    parser.reword(
+        n="prompts of the task (default: 128)",
+        corpus="text that means are taken over, with --method units --ablation mean (default: the task's own prompts)",
+    )
     add = parser.add_argument
-    add("--task", type=task_name, default="ioi", help=f"{', '.join(TASKS)}, or an auto-circuit .json or EAP-IG .csv")
-    add("--corrupt", help="how prompts are corrupted, where the task has several ways")
+    add("--task", type=task_name, default="ioi", help=f"{', '.join(TASKS)}, or an auto-circuit .json or "
+        "EAP-IG .csv (default: ioi, whose prompts ask for the name of who is given something)")  # fmt: skip
+    add("--corrupt", help="how prompts are corrupted (default: the first of the task's): "
+        + "; ".join(f"{task}: {', '.join(ways)}" for task, ways in CORRUPTIONS.items()))  # fmt: skip
     add("--method", choices=["units", *CIRCUIT_METHODS, "overlap"], default="units", help="see above (default: units)")
     add("--ablation", choices=["zero", "mean", "positional_mean", "resample", "optimal"],
         help="what replaces a unit or a cut edge (default: mean; overlap: zero; circuits: resample)")  # fmt: skip
     add("--stream", choices=["clean", "ablated"], default="clean", help="whose units (default: clean)")
-    add("--positions", choices=["all", "end"], default="all", help="units: where they are ablated")
-    add("--value", choices=["logit_diff", "kl"], help="what a circuit method works on (default: kl for acdc and mask)")
-    add("--tau", type=above_zero, default=0.03, help="acdc: an edge stays whose cut costs as much (default: 0.03)")
-    add("--order", choices=["ours", "reference"], default="ours", help="acdc: order of the edges")
+    add("--positions", choices=["all", "end"], default="all", help="units: where they are ablated (default: all)")
+    add("--value", choices=["logit_diff", "kl"], help="what a circuit method works on "
+        "(default: logit_diff; acdc and mask: kl)")  # fmt: skip
+    add("--tau", type=above_zero, default=0.03, help="acdc: an edge stays whose cut costs as much, in nats, "
+        "or logits with --value logit_diff (default: 0.03)")  # fmt: skip
+    add("--order", choices=["ours", "reference"], default="ours", help="acdc: order in which edges are tried "
+        "(default: ours)")  # fmt: skip
     add("--steps", type=positive, help="eap-ig: steps of the path (default: 5)")
-    add("--along", choices=["inputs", "activations"], default="inputs", help="eap-ig: what the path goes through")
-    add("--direction", choices=["noising", "denoising"], default="noising", help="patching, exact")
-    add("--size", type=above_zero, help="edges of the circuit: a share up to 1, or a number")
+    add("--along", choices=["inputs", "activations"], default="inputs", help="eap-ig: what the path goes through "
+        "(default: inputs)")  # fmt: skip
+    add("--direction", choices=["noising", "denoising"], default="noising", help="patching, exact: cut an edge of the "
+        "whole model, or restore one in the corrupted model (default: noising)")  # fmt: skip
+    add("--size", type=above_zero, help="edges of the circuit: a share up to 1, or a number "
+        "(default: the fewest for faithfulness 0.9; acdc, mask: their own choice)")  # fmt: skip
     add("--frozen-norm", action="store_true", help="divide by the intact run's scale in the final norm")
     add("--no-checks", action="store_true", help="circuit and faithfulness alone, without the checks")
     add("--circuit-out", type=Path, help="also write the circuit of one checkpoint as MIB's JSON")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from analyses import needs
 from analyses.localization.attention_view import attention_data, strongest_heads
 from analyses.localization.circuit import Circuit, largest
 from analyses.localization.faithfulness import MIB_SIZES, SIGNS, TAILS, Gap, cmd, cpr, curve, gap_of
@@ -77,6 +78,7 @@ def circuit_result(
 
     Cost: the method's, about 180 forward passes for curve and null, and about 700 for the checks.
     """
+    needs.require(model, "localization")
     solved = performance(model, task)
     require_solved(solved, forced=forced)
     knobs = dataclasses.replace(knobs or Knobs(), seed=seed, size=size)

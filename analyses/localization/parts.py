@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses import needs
 from analyses.localization.graph import Graph, graph_of
 from sat_lens.fast import ACTIVATIONS
 from sat_lens.norms import apply_norm
@@ -32,6 +33,7 @@ class Parts:
     """
 
     def __init__(self, model: Any) -> None:
+        needs.require(model, "localization")
         cfg = model.cfg
         self.graph: Graph = graph_of(cfg)
         unknown = {

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses import needs
 from analyses.localization.replay import end_logits, fused_activations, hook_name
 from analyses.localization.setting import UNITS, measured
 from analyses.localization.unit_circuit import UnitCircuit, Units, units_of
@@ -193,6 +194,7 @@ def unit_setting_of(
     ):  # fmt: skip
         if chosen not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {chosen!r}")
+    needs.require(model, "localization")
     task.require_fit(model.cfg)
     units, device = units_of(model.cfg), model.cfg.device
     width = torch.finfo(model.cfg.dtype).bits // 8

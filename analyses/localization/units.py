@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses import metrics
+from analyses import metrics, needs
 from analyses.localization.concentration import concentration
 from analyses.localization.replay import (
     Baseline,
@@ -103,6 +103,7 @@ def unit_effects(
     for name, value in (("ablation", ablation), ("stream", stream), ("positions", positions)):
         if value not in CHOICES[name]:
             raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}; got {value!r}")
+    needs.require(model, "localization")
     kinds = _checked_kinds(model, task, units, stream)
     pos = int(task.lengths.max())
     kept = cache_bytes(model.cfg, batch=min(batch, task.n), pos=pos, stream=stream) + memory_mb * 2**20

@@ -33,7 +33,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--reproduce", action="store_true", help="the published procedures, under OUT/reproduce")
     add("--stored", action="store_true", help="show what is there; ask no question")
-    add("--task", default="ioi", help="of the circuits: ioi, or the customized prompts as an auto-circuit .json")
+    add("--task", default="ioi", help="of the circuits: ioi, or an auto-circuit .json (default: ioi)")
     add("--tokens", type=positive, default=100_000, help="of the corpus, for the perplexity (default: 100,000)")
     add(
         "--sae-steps", type=positive, help="of training of each SAE, where they should be fewer than analyses.sae takes"

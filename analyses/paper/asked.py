@@ -34,6 +34,7 @@ def ask(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Ask each question of the checkpoints that it has no answer for; one that cannot be asked costs a line."""
     from sat_lens.commands import one_line
 
+    refuse_unreadable(args)
     for question, flags in questions(args).items():
         missing = [c for c, name in zip(args.checkpoints, names, strict=True) if found(args, question, c, name) is None]
         shared = ["--out", str(args.out), "--device", args.device, "--seed", str(args.seed)]
@@ -44,6 +45,17 @@ def ask(args: argparse.Namespace, names: Sequence[str]) -> None:
                     import_module(f"analyses.{question}.__main__").main([checkpoint, *flags, *shared])
             except ValueError as error:
                 sys.stderr.write(f"warning: no {question} of {checkpoint}: {one_line(error)}\n")
+
+
+def refuse_unreadable(args: argparse.Namespace) -> None:
+    """Raise once, before every question warns of the same, where a checkpoint or the corpus cannot be read."""
+    from analyses.cli import load_model
+    from sat_lens.corpora import read_stories
+
+    with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
+        for checkpoint in args.checkpoints:
+            load_model(checkpoint, args.device)
+    next(iter(read_stories(args.corpus or "stories")), None)
 
 
 def found(args: argparse.Namespace, question: str, checkpoint: str, name: str) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
-from analyses.labels import known_target
+from analyses.labels import TARGETS, known_target
 from sat_lens.commands import run
 
 STORIES, FOLDS, FEWEST, TOKENS = 300, 5, 3, 16
@@ -27,9 +27,10 @@ STORIES, FOLDS, FEWEST, TOKENS = 300, 5, 3, 16
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("probing", __doc__)
     parser.set_defaults(n=STORIES)
+    parser.reword(n=f"stories (default: {STORIES})")
     add = parser.add_argument
     add("--target", nargs="+", metavar="NAME", help="what is asked of each token (default: role part_of_speech "
-        "n_names holder, as far as the corpus has them)")  # fmt: skip
+        "n_names holder, as far as the corpus has them); known are " + ", ".join(TARGETS))  # fmt: skip
     add("--site", nargs="+", metavar="HOOK", help="hook points; {l} stands for every layer, 'all' for all of them "
         "(default: residual stream and neurons of all layers, and masks)")  # fmt: skip
     add("--stream", choices=("clean", "ablated"), default="clean", help="of the sites (default: clean)")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses import needs
 from analyses.probing.causal import story_losses
 from analyses.probing.cell import Asked, asked, erasure_columns, linear_row, mlp_row, sparse_rows
 from analyses.probing.crossval import PENALTIES, standardized
@@ -88,6 +89,7 @@ def probing(
 
     Cost: two passes over the stories; with erasure three more over 40 of them for each target and site but masks.
     """
+    needs.require(model, "probing")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"a probe must be one of {', '.join(KINDS)}; got {unknown[0]!r}")
     chosen = list(sites or default_sites(model, stream))

@@ -1,13 +1,17 @@
 """Can latents of a model be rewritten by what their explanations say, and what does the model lose?
 
-    python -m analyses.rewriting CKPT ...               every step, with rules
-    python -m analyses.rewriting coder CKPT             a coder of an MLP, and its latents on stories
-    python -m analyses.rewriting explain RUN            explanations, whole and of at most so many bits
-    python -m analyses.rewriting score RUN              how well they predict latents, with floors
-    python -m analyses.rewriting loss RUN               latents replaced by simulations: KL(base or edited), loss
-    python -m analyses.rewriting report RUN [RUN ...]   tables and figures; of several runs, arms compared
+    python -m analyses.rewriting [STEP] CKPT ...
 
-RUN is a folder OUT/rewriting/NAME, or the checkpoint it is of. What is there and fits is not done again. Explanations
+Without a STEP all of them are done, with rules. The steps:
+
+    coder    a coder of an MLP, and its latents on stories
+    explain  explanations, whole and of at most so many bits
+    score    how well they predict latents, with floors
+    loss     latents replaced by simulations: KL(base or edited), loss
+    report   tables and figures; of several runs, arms compared
+
+A step but `coder` takes a run, OUT/rewriting/NAME, or the checkpoint it is of. What is there and fits is not done
+again. Explanations
 by rules (`--rules token ngram n2g tree`) are no natural language, and are named wherever they are used; a language
 model explains and simulates with --explainer http, hf or replay. Flags of a step: `analyses.rewriting STEP --help`.
 

@@ -33,13 +33,19 @@ def arguments(argv: Sequence[str] | None, doc: str | None) -> argparse.Namespace
     step = given.pop(0) if given and given[0] in (*STEPS, "all") else "all"
     parser = question_parser("rewriting" + ("" if step == "all" else f" {step}"), doc)
     parser.set_defaults(n=None, corpus=None, seed=None)
+    parser.reword(
+        checkpoints="checkpoint, as every question takes it"
+        + ("" if step in ("all", "coder") else ", or its run's folder"),
+        n=f"stories (default: {STORIES}; with --quick {QUICK_STORIES})",
+    )
     of = {"coder": _coder, "explain": _explain, "score": _score, "loss": _loss, "report": _report}
     groups = STEPS if step == "all" else (step,)
     for name in groups:
         of[name](parser)
     if set(groups) & {"explain", "score", "loss"}:
         _explainer(parser)
-    parser.add_argument("--quick", action="store_true", help="a small coder, few stories and fractions")
+    parser.add_argument("--quick", action="store_true", help=f"a small coder of {QUICK_LATENTS} latents, "
+        f"{QUICK_STORIES} stories, fractions {' '.join(f'{x:g}' for x in QUICK_FRACTIONS)}")  # fmt: skip
     args = parser.parse_args(given)
     args.step, args.steps = step, groups
     _check(parser, args)
@@ -52,14 +58,18 @@ def _coder(parser: Parser) -> None:
         "--kind",
         choices=KINDS,
         default="skip",
-        help="skip transcoder, transcoder, top-k SAE, or the model's own neurons",
+        help="skip transcoder, transcoder, top-k SAE, or the model's own neurons (default: skip)",
     )
-    add("--layer", type=_number, help="whose MLP (sae: the stream behind it; default: the middle one)")
+    add("--layer", type=_number, help="whose MLP, from 0 (sae: the stream behind it; default: the middle one)")
     add("--site", nargs="+", metavar="HOOK", help="hook points to read and write in place of a layer's MLP (sae: one)")
-    add("--stream", choices=("clean", "ablated"), default="clean", help="default: clean")
-    add("--latents", type=positive, help=f"of the coder (default: {LATENTS})")
-    add("--k", type=positive, help=f"winners a token (default: {K}; neurons: all)")
-    add("--tokens", type=positive, help=f"to train the coder on (default: {TOKENS:,})")
+    add("--stream", choices=("clean", "ablated"), default="clean", help="whose MLP and loss (default: clean)")
+    add("--latents", type=positive, help=f"of the coder (default: {LATENTS}; with --quick {QUICK_LATENTS})")
+    add("--k", type=positive, help=f"latents that may be active at a token (default: {K}; neurons: all)")
+    add(
+        "--tokens",
+        type=positive,
+        help=f"tokens to train the coder on (default: {TOKENS:,}; with --quick {QUICK_TOKENS:,})",
+    )
     add("--coder", metavar="DIR", help="a coder's folder, of ours, sae-lens or sparsify, in place of training")
     add("--name", help="of the folder under OUT/rewriting (default: the checkpoint's and what sets it apart)")
 
@@ -105,7 +115,8 @@ def _loss(parser: Parser) -> None:
         choices=("paper",),
         help="the published order of things: last position, top k, linear to the maximum",
     )
-    add("--fractions", nargs="+", type=_share, metavar="F", help="of the explained latents")
+    add("--fractions", nargs="+", type=_share, metavar="F",
+        help=f"shares of explained latents to rewrite (default: {' '.join(f'{x:g}' for x in FRACTIONS)})")  # fmt: skip
     add(
         "--order",
         nargs="+",
@@ -113,15 +124,18 @@ def _loss(parser: Parser) -> None:
         help="best scored first, at random, the most active first (default: score random)",
     )
     add("--calibration", nargs="+", choices=CALIBRATIONS, metavar="NAME",
-        help=f"of the curve: {', '.join(CALIBRATIONS)} (default: {' '.join(CURVE)}; at its end all)")  # fmt: skip
-    add("--keep", choices=KEEPS, help="of the latents that result (default: all)")
-    add("--oracle", choices=ORACLES, default="none", help="what is told (default: none)")
+        help=f"how simulated activations are mapped to true ones along the curve: {', '.join(CALIBRATIONS)} "
+        f"(default: {' '.join(CURVE)}; where all latents are rewritten, every one of these)")  # fmt: skip
+    add("--keep", choices=KEEPS, help="which of the rewritten latents stay on: all, or the coder's k "
+        "(default: all)")  # fmt: skip
+    add("--oracle", choices=ORACLES, default="none", help="what the rewriting is told of the truth: "
+        "which latents are active, how much, both (default: none)")  # fmt: skip
     add("--positions", choices=("all", "last"), help="tokens that are rewritten (default: all)")
     add("--no-skip", action="store_true", help="without the coder's skip connection")
     add("--no-bias", action="store_true", help="without the coder's bias")
     add("--missing", choices=MISSING, default="refuse",
         help="missing simulations: stop, or leave their tokens out (default: refuse)")  # fmt: skip
-    add("--draws", type=positive, help=f"of a random order (default: {DRAWS})")
+    add("--draws", type=positive, help=f"draws of a random order (default: {DRAWS})")
     add("--rank-by", choices=RANKINGS, help="score by which latents are ordered (default: r)")
 
 

@@ -38,7 +38,7 @@ def refuse_sources(args: argparse.Namespace) -> None:
     if args.corpus is not None:
         _refuse_corpus(args.corpus)
     if getattr(args, "key_variable", None) is not None and not os.environ.get(args.key_variable, "").strip():
-        named = args.key_variable if args.key_variable.isidentifier() else "it names"
+        named = args.key_variable if re.fullmatch(r"[A-Z0-9_]{1,40}", args.key_variable) else "it names"  # or a key
         raise ValueError(f"--key-variable: the environment variable {named} must hold the key; it is not set")
     if getattr(args, "weights", None) and not any(Path(args.weights).glob("*.safetensors")):
         raise ValueError(f"--weights must be a folder with *.safetensors; {args.weights} has none")

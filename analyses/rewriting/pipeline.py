@@ -17,39 +17,46 @@ from analyses.rewriting.run_folder import RunFolder, is_run, opened
 from analyses.rewriting.setting import Setting
 from analyses.rewriting.steps import coder_step, explain_step, loss_step, names_of, score_step, setting_of
 from analyses.rewriting.summed_up import summed_up
+from sat_lens.files import locked
 
 
 def pipeline(args: argparse.Namespace, paths: Sequence[Path], command: Sequence[str]) -> list[str]:
     """Do the steps; what is to be printed.
 
     Raises:
-        ValueError, FileNotFoundError: what a step lacks, or cannot be.
+        ValueError, FileNotFoundError: what a step lacks, or cannot be; a folder that another process writes to.
     """
     said, found = [], []
     for target, path in zip(args.checkpoints, paths, strict=True):
-        if "coder" in args.steps and not is_run(target):
-            run = coder_step(target, path, args)
-        else:
-            run = opened(path)
-        once: list[Setting] = []
-        made = partial(_once, once, run, args)
-        for step, do in (("explain", explain_step), ("score", score_step), ("loss", loss_step)):
-            if step in args.steps:
-                do(run, made(), args)
-        if "loss" in args.steps:
-            _told(run, made(), args, command)
-        if "report" in args.steps:
-            result = report(run, made, args)
-            found.append(result)
-            said.append(f"{result.to_json()}\n" if args.json else summary(result, run.path))
-        else:
-            said.append(_line(run, args))
+        with locked(path):
+            text, result = _steps(target, path, args, command)
+        said.append(text)
+        found += [] if result is None else [result]
     if len(found) > 1:
         compared = with_shared_provenance(rewriting_compared(found), found)
         folder = args.out / "rewriting" / COMPARED
         write_result(compared, arms_figures(compared), folder, static=args.static)
         said.append(f"{compared.to_json()}\n" if args.json else summary(compared, folder))
     return said
+
+
+def _steps(target: str, path: Path, args: argparse.Namespace, command: Sequence[str]) -> tuple[str, Result | None]:
+    """The steps of one run, whose folder no other process writes to: what is to be printed, and the report if asked."""
+    if "coder" in args.steps and not is_run(target):
+        run = coder_step(target, path, args)
+    else:
+        run = opened(path)
+    once: list[Setting] = []
+    made = partial(_once, once, run, args)
+    for step, do in (("explain", explain_step), ("score", score_step), ("loss", loss_step)):
+        if step in args.steps:
+            do(run, made(), args)
+    if "loss" in args.steps:
+        _told(run, made(), args, command)
+    if "report" not in args.steps:
+        return _line(run, args), None
+    result = report(run, made, args)
+    return f"{result.to_json()}\n" if args.json else summary(result, run.path), result
 
 
 def _once(kept: list[Setting], run: RunFolder, args: argparse.Namespace) -> Setting:

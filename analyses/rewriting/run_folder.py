@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sat_lens.files import write_whole
+from sat_lens.files import LOCK, write_whole
 
 RUN = "run.json"
 FORMAT = "sat_lens rewriting 1"
@@ -119,7 +119,7 @@ def started(path: Path, checkpoint: str, sha256: str, texts: dict[str, Any], cod
             if run.about[name] != value:
                 raise ValueError(f"{path} holds a run of {_apart(run.about[name], value, name)}; choose another --name")
         return run
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(inside.name != LOCK for inside in path.iterdir()):
         raise ValueError(f"{path} exists and is no run's folder; choose another --name")
     run = RunFolder(path, {"format": FORMAT, "checkpoint": checkpoint, **about, "steps": {}})
     run.save()

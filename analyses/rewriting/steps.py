@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from analyses import needs
 from analyses.cli import load_model
 from analyses.explain import Explanation, load_explanations, save_explanations
 from analyses.explain.chat import ChatBackend
@@ -56,6 +57,7 @@ def coder_step(target: str, path: Path, args: argparse.Namespace) -> RunFolder:
     if is_run(target):
         return opened(target)
     model = load_model(target, args.device)
+    needs.require(model, "rewriting", args)
     n_tokens = args.tokens or (given.QUICK_TOKENS if args.quick else given.TOKENS)
     trains = args.kind != "neurons" and not args.coder
     texts = {

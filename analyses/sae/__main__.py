@@ -23,13 +23,25 @@ STORIES = 200
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("sae", __doc__)
     parser.set_defaults(n=STORIES)
+    parser.reword(n=f"held-out stories (default: {STORIES})")
     add = parser.add_argument
     add("--reproduce", action="store_true", help="the published settings: coefficient 5, 100,000 steps of 4,096 tokens")
-    add("--coefficients", nargs="+", type=above_zero, metavar="L1", help="of the L1 penalty (default: 1 2.5 6 15)")
-    add("--layer", type=int, help="of the site (default: that at the depth of layer 6 of 8)")
-    add("--steps", type=positive, help="of training (default: 390 of 1,024 tokens)")
+    add(
+        "--coefficients",
+        nargs="+",
+        type=above_zero,
+        metavar="L1",
+        help="coefficients of the L1 penalty, an SAE each (default: 1 2.5 6 15)",
+    )
+    add("--layer", type=int, help="whose MLP output is read, from 0 (default: that at the depth of layer 6 of 8)")
+    add("--steps", type=positive, help="of training each SAE (default: 390 of 1,024 tokens)")
     add("--expansion", type=positive, help="latents as a multiple of d_model (default: 16)")
-    add("--fvu", type=above_zero, default=0.2, help="at which models are compared (default: 0.2)")
+    add(
+        "--fvu",
+        type=above_zero,
+        default=0.2,
+        help="share of variance unexplained at which models are compared (default: 0.2)",
+    )
     args = parser.parse_args(argv)
     if args.n < 2:
         parser.error(f"--n must be at least 2 stories, for intervals over stories; got {args.n}")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses import needs
 from analyses.result import Result
 from analyses.sae.evaluation import RATIOS, UNITS, evaluated
 from analyses.sae.matched import at_fvu, interval, on_front
@@ -54,6 +55,7 @@ def sae_sweep(
 
     Cost: a training a coefficient, see `trained_sae`.
     """
+    needs.require(model, "sae")
     require_sae_lens()
     if not 0 < target < 1:
         raise ValueError(f"the FVU to match must lie between 0 and 1; got {target}")

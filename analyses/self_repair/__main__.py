@@ -41,6 +41,7 @@ MASKS = ("own", "dealt", "random")
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("self_repair", __doc__)
     parser.set_defaults(n=None)
+    parser.reword(n="stories, in place of --tokens (default: as many as --tokens takes)")
     add = parser.add_argument
     add("--select", choices=SELECTIONS, default="top",
         help="tokens of each component by its direct effect: top 2 %%, all, beyond 0.1 logits, bottom 2 %% "
@@ -55,8 +56,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--order", choices=ORDERS, default="clean",
         help="scale that the shares are counted at (default: clean, as published)")  # fmt: skip
     sizes = ", ".join(f"{stream} {n:,}" for stream, n in TOKENS.items())
-    add("--tokens", type=positive, help=f"tokens of stories (default: {sizes}); --n: stories")
-    add("--stream", choices=STREAMS, default="clean", help="of a self-ablating model (default: clean)")
+    add("--tokens", type=positive, help=f"tokens of stories (default: {sizes}; with --study {STUDY_TOKENS:,})")
+    add(
+        "--stream",
+        choices=STREAMS,
+        default="clean",
+        help="see above; gated and both are of a self-ablating model (default: clean)",
+    )
     add("--masks", choices=MASKS, default="own",
         help="gated or both: the model's masks, those of other positions, random ones (default: own)")  # fmt: skip
     add("--no-control", action="store_true", help="gated or both: leave out the runs under dealt and random masks")

@@ -14,6 +14,7 @@ under random ones. For masks in training: an arm whose masks were not learned (`
 checkpoints.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,7 +205,8 @@ def verdict(drawn: dict[str, Any], between: pd.DataFrame, metric: str) -> str:
     enough = min(drawn["n_seeds"], drawn["n_baseline"]) >= FEWEST_SEEDS
     off = enough and drawn["ci_low"] * drawn["ci_high"] > 0 and row is not None and bool(row.claim)
     found = ("less" if drawn["difference"] < 0 else "more") if off else "no difference held up in"
-    welch = "" if row is None else f"; over seeds [{100 * row.ci_low:.0f}, {100 * row.ci_high:.0f}]"
+    is_known = row is not None and math.isfinite(row.ci_low)
+    welch = f"; over seeds [{100 * row.ci_low:.0f}, {100 * row.ci_high:.0f}]" if is_known else ""
     return (
         f"{found} self-repair, {100 * drawn['difference']:+.0f} points (seeds and stories "
         f"[{100 * drawn['ci_low']:.0f}, {100 * drawn['ci_high']:.0f}], p {drawn['p']:.2g}{welch})"

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses import needs
 from analyses.metrics import cross_entropy, gini
 from analyses.result import Result
 from analyses.self_repair.captions import NAMED
@@ -96,6 +97,7 @@ def story_self_repair(
 
     Cost: see `sat_lens.repair.measure`; with controls three times that.
     """
+    needs.require(model, "self_repair")
     for given, known in ((components, COMPONENTS), (select, SELECTIONS), (ablation, ablations(seed))):
         if given not in known:
             raise ValueError(f"self-repair is asked with one of {', '.join(known)}; got {given!r}")

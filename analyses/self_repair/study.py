@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analyses import needs
 from analyses.result import Result
 from analyses.self_repair.mechanisms import OF_ONE, OWN_ABLATION, OWN_TOKENS, STUDIES
 from analyses.self_repair.repair import SELECTIONS, ablations
@@ -29,6 +30,7 @@ def study(
     Raises:
         ValueError: an unknown study, or a component for a study of all of them.
     """
+    needs.require(model, "self_repair")
     if name not in STUDIES:
         raise ValueError(f"a study must be one of {', '.join(STUDIES)}; got {name!r}")
     if component is not None and name not in OF_ONE:

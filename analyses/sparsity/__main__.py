@@ -23,6 +23,7 @@ STORIES = 200
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("sparsity", __doc__)
     parser.set_defaults(n=STORIES)
+    parser.reword(n=f"stories (default: {STORIES})")
     parser.add_argument("--no-null", action="store_true", help="do not measure the model of dealt weights")
     args = parser.parse_args(argv)
     if args.n < 2:

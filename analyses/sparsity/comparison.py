@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.arms import arms_table, differences
+from analyses.arms import arms_table, differences, few_seeds
 from analyses.result import Result
 from analyses.sparsity.weights import WITHOUT
 
@@ -80,6 +80,6 @@ def _summary(found: pd.DataFrame, baseline: str) -> str:
         ways = {way: int((rows.claim & (rows.sparser == way)).sum()) for way in (True, False)}
         lines.append(
             f"{arm}: sparser than {baseline} by {ways[True]} of {len(rows)} measures that no rescaling moves, less by "
-            f"{ways[False]} (Welch over {seeds}, corrected)"
+            f"{ways[False]} (Welch over {seeds}, corrected){few_seeds(rows)}"
         )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses import needs
 from analyses.random_weights import random_weights
 from analyses.result import Result
 from analyses.sparsity.activity import activity_sums, kinds_of, measured, with_intervals
@@ -43,6 +44,7 @@ def sparsity(
 
     Cost: a forward pass a kind of unit and stream, at most 6, twice with the null.
     """
+    needs.require(model, "sparsity")
     if stories.n < FEWEST:
         raise ValueError(f"an interval over stories needs at least {FEWEST}; got {stories.n}")
     other = random_weights(model, seed).eval() if null else None

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.cli import answer, positive, question_parser
+from analyses.labels import TARGETS as KNOWN
 from analyses.labels import known_target
 from analyses.specialization.chosen import add_arguments, check_arguments
 from sat_lens.commands import run
@@ -39,6 +40,7 @@ QUICK_TARGETS = ("current_token", "role", "position")
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = question_parser("specialization", __doc__)
     parser.set_defaults(n=None)
+    parser.reword(n=f"stories (default: {STORIES}; with --quick {QUICK_STORIES})")
     add = parser.add_argument
     add("--quick", action="store_true",
         help=f"{QUICK_STORIES} stories, neurons alone, {len(QUICK_TARGETS)} labels, {QUICK_DRAWS} draws")  # fmt: skip
@@ -46,8 +48,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--units", nargs="+", choices=tuple(UNITS), metavar="KIND",
         help="neuron, channel, head, mask (default: neuron channel head; explained and on pages: neuron)")  # fmt: skip
     add("--target", nargs="+", metavar="LABEL",
-        help=f"labels of tokens to be selective for (default: {' '.join(TARGETS)})")  # fmt: skip
-    add("--draws", type=positive, help=f"draws of the shuffled null (default: {DRAWS})")
+        help=f"labels to be selective for (default: {' '.join(TARGETS)}); known are {', '.join(KNOWN)}")  # fmt: skip
+    add("--draws", type=positive, help=f"draws of the shuffled null (default: {DRAWS}; with --quick {QUICK_DRAWS})")
     add_arguments(parser)
     args = parser.parse_args(argv)
     alone = args.quick or args.explain or args.page

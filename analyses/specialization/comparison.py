@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analyses.arms import arms_table, differences
+from analyses.arms import arms_table, differences, few_seeds
 from analyses.result import Result
 from analyses.specialization.means import ALL_LAYERS
 from analyses.specialization.measures import NONE
@@ -132,7 +132,7 @@ def verdicts(found: pd.DataFrame) -> dict[str, str]:
         said[str(arm)] = (
             f"neurons are more specialised than {rows.baseline.iloc[0]} by {len(ways[True])} of {len(rows)} measures "
             f"beyond their nulls and less by {len(ways[False])} (Welch over {n}, corrected); of these, paired by seed "
-            f"and corrected too, {held[True]} and {held[False]}"
+            f"and corrected too, {held[True]} and {held[False]}{few_seeds(rows)}"
         )
     return said
 

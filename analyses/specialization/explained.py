@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from analyses import needs
 from analyses.explain import (
     Explainer,
     Explanation,
@@ -128,6 +129,7 @@ def explained_units(
     Cost: 1,024 neurons and 200 stories of 100 tokens take about two minutes on one core, and 100 MB for the values;
     `n2g` runs the model on some hundred short rows a unit beside that.
     """
+    needs.require(model, "specialization")
     if unknown := [name for name in rules if name not in RULES]:
         raise ValueError(f"rules must be some of {', '.join(RULES)}; got {unknown[0]!r}")
     if not rules:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses import needs
 from analyses.explain import Explanation, Source, Tally, story_splits, tally
 from analyses.explain.chat import ChatBackend
 from analyses.explain.llm_explainer import LlmExplainer
@@ -60,6 +61,7 @@ def explained_by_model(
         about 4,000 requests for 32 units and 10 stories of 120 tokens. What is the same is asked once where the
         backend keeps its replies.
     """
+    needs.require(model, "specialization")
     if per_layer < 1 or n_scored < 2:
         raise ValueError(f"at least 1 unit a layer and 2 stories to score on; got {per_layer} and {n_scored}")
     units = units_of(model, kind, stream)

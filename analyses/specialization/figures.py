@@ -38,7 +38,7 @@ def metrics_figure(result: Result, kind: str) -> go.Figure:
     drawn = _panels([_named(*key) for key in shown], titled(result.meta, f"Selectivity of {kind}s by layer"))
     for i, (metric, target) in enumerate(shown):
         rows = table[(table.metric == metric) & (table.target == target)]
-        rows = rows[rows.against == rows.against.iloc[0]]
+        rows = rows[rows.against == rows.against.iloc[0]].sort_values("layer", kind="stable")
         for name, column, color in (("units", "value", OBSERVED), (f"null: {rows.against.iloc[0]}", "null", NULL)):
             drawn.add_box(
                 x=[f"layer {layer}" for layer in rows.layer], y=rows[column], name=name, offsetgroup=column,

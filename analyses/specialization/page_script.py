@@ -24,6 +24,7 @@ main { max-width: 1500px; } main > div > p { max-width: 110ch; } #unknown:empty 
 .example .own { outline: 1.5px solid #555; } .tokens span { background: #eee; padding: 1px 5px; margin-right: 5px;
   white-space: pre; }
 .around { display: flex; gap: 1.2em; flex-wrap: wrap; }
+@media (max-width: 800px) { #index { overflow-x: auto; } #index thead th { position: static; } }
 </style>
 """
 

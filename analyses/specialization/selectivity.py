@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses import needs
 from analyses.labels import Labels
 from analyses.result import Result
 from analyses.specialization.activity import Activity, activity_of
@@ -80,6 +81,7 @@ def unit_selectivity(
         1,024 neurons, 300 stories of 100 tokens and five targets take about half a minute on one core. Memory: sums of
         n_groups + n_draws (+ n_mask_draws) slots, each 2 x classes x units numbers.
     """
+    needs.require(model, "specialization")
     if stories.n < FEWEST_STORIES:
         raise ValueError(f"intervals over stories need at least {FEWEST_STORIES} stories; got {stories.n}")
     if min(n_draws, n_mask_draws, n_groups) < 2:

@@ -8,9 +8,9 @@ the answer is the whole curve on held-out pairs of operands, beside that of sets
     sweep    the curves of runs, in both directions or one, in OUT/untangling
     report   results of sweeps as one HTML page
 
-    python -m analyses.untangling train --preset tiny --seeds 0 1 2 --out runs/untangling
-    python -m analyses.untangling sweep runs/untangling/decoder-n20-joint-l0.01-s* --part all --out results
-    python -m analyses.untangling report results/untangling --html results/untangling.html
+    python -m analyses.untangling train --preset tiny --seeds 0 1 2
+    python -m analyses.untangling sweep runs/untangling/decoder-n20-* --part all
+    python -m analyses.untangling report results/untangling
 
 A CKPT of sweep is a run folder, or a shipped run's name. Each command has --help.
 
@@ -27,49 +27,90 @@ from pathlib import Path
 from typing import Any
 
 from analyses.cli import positive, seed
+from analyses.needs import sentence
 from sat_lens.commands import Parser, command_parser, run
 
 TASKS = ("sum", "concat")
 PRESETS = ("paper", "cpu", "tiny")
 NUMBERS = {
-    "operands": int, "train_share": float, "val_share": float, "source_length": int, "answer_length": int,
-    "data_seed": int, "n_layers": int, "d_model": int, "n_heads": int, "d_mlp": int, "n_latents": int, "alpha": float,
-    "l1": float, "sae_steps": int, "sae_lr": float, "k_attn": int, "k_mlp": int, "steps": int, "batch_size": int,
-    "lr": float, "warmup_steps": int, "beta2": float, "weight_decay": float, "grad_clip": float, "eval_every": int,
-}  # fmt: skip
+    "operands": (int, "numbers are 0 to N - 1 (cpu: 50)"),
+    "train_share": (float, "share of the pairs of operands to train on (cpu: 0.85)"),
+    "val_share": (float, "share to choose checkpoints and parts on; the rest is the test (cpu: 0.075)"),
+    "source_length": (int, "tokens of a problem, padded (cpu: as many as the longest has)"),
+    "answer_length": (int, "tokens of an answer, padded (cpu: as many as the longest has)"),
+    "data_seed": (int, "of the split (cpu: 0)"),
+    "n_layers": (int, "blocks (cpu: 1)"),
+    "d_model": (int, "width of the residual stream (cpu: 64)"),
+    "n_heads": (int, "heads a layer (cpu: 4)"),
+    "d_mlp": (int, "neurons a layer (cpu: 256)"),
+    "n_latents": (int, "latents of the autoencoder (cpu: 256)"),
+    "alpha": (float, "weight of its reconstruction error (cpu: 1)"),
+    "l1": (float, "weight of the sum of its activations (cpu: 0.01)"),
+    "sae_steps": (int, "steps of --sae posthoc (cpu: 1000)"),
+    "sae_lr": (float, "learning rate of --sae posthoc (cpu: 0.002)"),
+    "k_attn": (int, "with a mask: winners among attention's units (cpu: 16)"),
+    "k_mlp": (int, "with a mask: winners among the neurons (cpu: 32)"),
+    "steps": (int, "optimizer steps (cpu: 4500)"),
+    "batch_size": (int, "examples a step (cpu: 256)"),
+    "lr": (float, "learning rate at its peak (cpu: 0.003)"),
+    "warmup_steps": (int, "steps of linear warm-up (cpu: 50)"),
+    "beta2": (float, "of AdamW (cpu: 0.98)"),
+    "weight_decay": (float, "of AdamW (cpu: 4)"),
+    "grad_clip": (float, "largest norm of the gradient (cpu: 1)"),
+    "eval_every": (int, "steps between evaluations, each of which writes `last`, and `best` if it is (cpu: 100)"),
+}
 NAMES = {
-    "arch": ("decoder", "seq2seq"), "sae": ("joint", "posthoc", "none"), "mask": ("none", "local", "global", "both"),
-    "tokenizer": ("munch", "characters"), "split": ("example", "pair"), "decay": ("matrices", "all"),
-    "schedule": ("cosine", "constant"), "best_by": ("accuracy", "loss"),
-}  # fmt: skip
+    "arch": (("decoder", "seq2seq"), "what reads the problem (cpu: decoder)"),
+    "sae": (("joint", "posthoc", "none"), "the autoencoder, trained with the model or on it finished (cpu: joint)"),
+    "mask": (("none", "local", "global", "both"), "self-ablation of a decoder, as in sat_lens.train (cpu: none)"),
+    "tokenizer": (("munch", "characters"), "a number as the longest known pieces, or digit by digit (cpu: munch)"),
+    "split": (("example", "pair"), "what is held out: problems, or pairs of operands with both tasks (cpu: pair)"),
+    "decay": (("matrices", "all"), "what decays: weights, or norms, biases and autoencoder too (cpu: matrices)"),
+    "schedule": (("cosine", "constant"), "of the learning rate (cpu: cosine)"),
+    "best_by": (("accuracy", "loss"), "which checkpoint is `best`: by the validation's (cpu: accuracy)"),
+}
+"""Flags of `train`: their types or choices, and what they are; the defaults are those of the preset."""
 
 
 def parser() -> Parser:
-    top = command_parser("analyses.untangling", __doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="{train,sweep,report}")
+    top = command_parser("analyses.untangling", __doc__, epilog=sentence("untangling"))
+    commands = top.add_subparsers(dest="command", required=True, metavar="{train,sweep,report}",
+        help="what to do; each has --help")  # fmt: skip
     train = commands.add_parser("train", help="train toy models", argument_default=argparse.SUPPRESS)
     train.add_argument("--preset", choices=PRESETS, default="cpu", help="sizes and settings (default: cpu)")
-    train.add_argument("--seeds", type=int, nargs="+", default=[0], help="one model each (default: 0)")
-    train.add_argument("--out", type=Path, default=Path("runs/untangling"), help="folder of runs (runs/untangling)")
+    train.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one model each (default: 0)")
+    train.add_argument(
+        "--out", type=Path, default=Path("runs/untangling"), help="folder of runs (default: runs/untangling)"
+    )
     train.add_argument("--resume", action="store_true", default=False, help="go on from `last`, where there is one")
     train.add_argument("--init-from", metavar="RUN", default=None,
         help="with --sae posthoc: the finished run whose model it is trained on; {s} stands for the seed")  # fmt: skip
     train.add_argument("--quiet", action="store_true", default=False, help="no progress on stderr")
-    for name, choices in NAMES.items():
-        train.add_argument(f"--{name.replace('_', '-')}", choices=choices)
-    for name, kind in NUMBERS.items():
-        train.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    add = train.add_argument_group("in place of the preset's").add_argument
+    for name, (choices, words) in NAMES.items():
+        add(f"--{name.replace('_', '-')}", choices=choices, help=words)
+    for name, (kind, words) in NUMBERS.items():
+        add(f"--{name.replace('_', '-')}", type=kind, help=words)
     sweep = commands.add_parser("sweep", help="tolerance curves of runs")
     sweep.add_argument("runs", nargs="+", metavar="CKPT", help="run folder, or the name of a shipped run")
     sweep.add_argument("--target", choices=TASKS, help="the task to remove (default: each in turn)")
     sweep.add_argument("--preserve", choices=TASKS, help="the task to keep (default: the other one)")
-    sweep.add_argument("--tau", type=tolerance, nargs="+", help="tolerances, nats a token (default: ten, 0 to 0.5)")
-    sweep.add_argument("--folds", type=positive, default=5, help="folds (default: 5)")
+    sweep.add_argument("--tau", type=tolerance, nargs="+", metavar="X",
+        help="how much worse the kept task may get, nats a token (default: ten values, 0 to 0.5)")  # fmt: skip
+    sweep.add_argument(
+        "--folds",
+        type=positive,
+        default=5,
+        help="folds of the pairs, to choose on some and judge on others (default: 5)",
+    )
     sweep.add_argument("--n", type=positive, default=100, help="pairs of operands at most (default: 100)")
     sweep.add_argument("--part", choices=("val", "test", "train", "all"), default="val",
-        help="of the data, that parts are chosen on and judged on in folds (default: val)")  # fmt: skip
-    sweep.add_argument("--ablation", choices=("zero", "mean", "resample"), default="zero", help="of latents (zero)")
-    sweep.add_argument("--show", nargs="+", default=[], metavar="12+7", help="problems whose answers are shown")
+        help="of the data: what parts are chosen on and judged on, in folds (default: val)")  # fmt: skip
+    sweep.add_argument("--ablation", choices=("zero", "mean", "resample"), default="zero",
+        help="what replaces a latent (default: zero)")  # fmt: skip
+    sweep.add_argument(
+        "--show", nargs="+", default=[], metavar="12+7", help="problems whose answers are shown (default: none)"
+    )
     sweep.add_argument("--quick", action="store_true", help="no single units, no greedy choice, no relearning")
     sweep.add_argument("--reproduce", action="store_true", help="the source's own experiment beside the published one")
     sweep.add_argument("--seed", type=seed, default=0, help="of examples, folds and draws (default: 0)")
@@ -80,7 +121,9 @@ def parser() -> Parser:
     sweep.add_argument("--static", action="store_true", help="also write figures as .svg and .pdf")
     report = commands.add_parser("report", help="results as one HTML page")
     report.add_argument("results", nargs="+", type=Path, help="result folders that `sweep` wrote")
-    report.add_argument("--html", type=Path, default=Path("results/untangling.html"), help="the page")
+    report.add_argument(
+        "--html", type=Path, default=Path("results/untangling.html"), help="the page (default: results/untangling.html)"
+    )
     return top
 
 
@@ -122,8 +165,11 @@ def train(args: argparse.Namespace) -> None:
         folder = args.out / config.name
         done = train_toy(config, folder, resume=args.resume, init_from=init_from, progress=not args.quiet)
         last = [line for line in done.history if "val_loss" in line][-1]
-        reached = ", ".join(f"{key} {last[key]:.3f}" for key in last if key.startswith("val_"))
-        sys.stdout.write(f"{folder}: best at step {done.step}; at step {last['step']} {reached}\n")
+        right = ", ".join(f"{task} {last[key]:.3f}" for task in TASKS if (key := f"val_{task}") in last)
+        sys.stdout.write(
+            f"best at step {done.step} (in {folder / 'best'}); at step {last['step']} validation loss "
+            f"{last['val_loss']:.3f} nats a token,\nshare of right answers: {right}\n{folder}\n"
+        )
         sys.stdout.flush()
 
 
@@ -174,6 +220,11 @@ def report(args: argparse.Namespace) -> None:
     from analyses.untangling.page import untangling_page
     from sat_lens.files import write_whole
 
+    for folder in args.results:
+        if not (folder / "meta.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} is no result of sweep: it has no meta.json; sweep writes results/untangling"
+            )
     results = [Result.load(folder) for folder in args.results]
     write_whole(args.html, untangling_page(results).document)
     sys.stdout.write(f"{args.html}\n")

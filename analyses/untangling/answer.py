@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from analyses import needs
 from analyses.result import Result, plain
 from analyses.statistics import share_interval
 from analyses.untangling.bench import bench
@@ -43,6 +44,8 @@ def untangling(
 
     Cost: seconds to a minute a run and direction, most of it forward passes for single units.
     """
+    for run in runs:
+        needs.require(run, "untangling")
     tables, extra = [], {"knowledge": [], "importance": [], "states": [], "answers": []}
     bar = tqdm([(run, *d) for run in runs for d in directions], unit="curve", disable=None if progress else True)
     measured: dict[str, dict[str, Tensor]] = {}

@@ -159,7 +159,7 @@ def resolve_toy(name: Path | str) -> Path:
     for folder in candidates:
         if (files.recovered(folder) / TOY).is_file():
             return folder
-    shipped = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir()) if SHIPPED.is_dir() else []
+    shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{TOY}"))
     raise FileNotFoundError(
         f"no toy run {str(name)!r}: not a folder with a {TOY}, and not a shipped one ({', '.join(shipped) or 'none'})"
     )

@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import hashlib
+import html
 import json
 import re
 import subprocess
@@ -136,7 +137,8 @@ def test_figures_come_out_of_their_data_blocks_as_they_went_in():
     page = assert_harmless(document("t", figure_html(drawn, "title", "caption")))
     (block,) = page.blocks
     assert "<" not in block and "\u2028" not in block
-    assert json.loads(block)["data"][0]["name"] == drawn.data[0].name
+    shown = json.loads(block)["data"][0]["name"]
+    assert html.unescape(shown) == html.unescape(drawn.data[0].name) and "<a" not in shown
 
 
 def test_the_escapes_in_a_script_are_json_for_the_same_text():
@@ -254,14 +256,17 @@ def test_the_command_writes_one_page_and_uses_stored_localizations_again(checkpo
 def test_a_stored_localization_of_other_weights_prompts_or_knobs_is_not_used(tmp_path):
     made = {"checkpoint_sha256": "a", "seed": 0}
     knobs = {**report.KNOBS, "mean_over": "task", "units": ["head", "channel", "neuron"]}
-    kept = {**made, "task": {"name": "ioi", "n": 8}, "knobs": knobs}
-    Result("localization", pd.DataFrame({"a": [1]}), {}, kept).save(tmp_path / "r")
+    shown = result("ioi")
+    kept = {**shown.meta, **made, "task": {**shown.meta["task"], "n": 8}, "knobs": knobs}
+    Result("localization", shown.table, {}, kept).save(tmp_path / "r")
     assert report.stored_localization(tmp_path / "r", made, 8) is not None
     assert report.stored_localization(tmp_path / "r", made, 9) is None
     assert report.stored_localization(tmp_path / "r", {**made, "checkpoint_sha256": "b"}, 8) is None
     assert report.stored_localization(tmp_path / "r", {**made, "seed": 1}, 8) is None
+    Result("localization", pd.DataFrame({"a": [1]}), {}, kept).save(tmp_path / "damaged")
+    assert report.stored_localization(tmp_path / "damaged", made, 8) is None, "it cannot be shown, and is made again"
     zero = {**kept, "knobs": {**knobs, "ablation": "zero"}}
-    Result("localization", pd.DataFrame({"a": [1]}), {}, zero).save(tmp_path / "zero")
+    Result("localization", shown.table, {}, zero).save(tmp_path / "zero")
     assert report.stored_localization(tmp_path / "zero", made, 8) is None
     assert report.stored_localization(tmp_path / "nowhere", made, 8) is None
 

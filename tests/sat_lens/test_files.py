@@ -1,9 +1,14 @@
 """Files and folders written whole or not at all."""
 
+import errno
 import os
+import re
+import shutil
+import stat
 
 import pytest
 
+from sat_lens import files
 from sat_lens.files import recovered, replace_folder, sha256_file, write_whole
 
 
@@ -68,6 +73,67 @@ def test_a_crash_at_either_rename_can_be_recovered(tmp_path, monkeypatch, crash_
     assert (tmp_path / "final" / "content").read_text() == "old"
     replace_folder(new, tmp_path / "final")
     assert (tmp_path / "final" / "content").read_text() == "new" and os.listdir(tmp_path) == ["final"]
+
+
+class Disk:
+    """What is asked of the disk, in order: ("flush" or "name", what)."""
+
+    def __init__(self, monkeypatch, root):
+        self.asked = []
+        flush, replace, remove, exchanged = os.fsync, os.replace, shutil.rmtree, files.exchanged
+
+        def note(what, act, at):
+            def doing(*args, **knobs):
+                where = os.readlink(f"/proc/self/fd/{args[0]}") if what == "flush" else str(args[at])
+                self.asked.append((what, re.sub(r"^\.f\..*part$", "PART", os.path.relpath(where, root))))
+                return act(*args, **knobs)
+
+            return doing
+
+        monkeypatch.setattr(os, "fsync", note("flush", flush, 0))
+        monkeypatch.setattr(os, "replace", note("name", replace, 1))
+        monkeypatch.setattr(shutil, "rmtree", note("remove", remove, 0))
+        monkeypatch.setattr(files, "exchanged", note("exchange", exchanged, 1))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="what a descriptor is of cannot be asked")
+def test_content_is_on_the_disk_before_its_name_and_that_before_the_old_content_goes(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, tmp_path)
+    write_whole(tmp_path / "f", "text")
+    assert disk.asked == [("flush", "PART"), ("name", "f"), ("flush", ".")]
+    for i, content in enumerate(("old", "new")):
+        inside = folder(tmp_path / f"{i}.part", content) / "state"
+        inside.mkdir()
+        (inside / "tensors").write_text("x")
+        disk.asked.clear()
+        replace_folder(tmp_path / f"{i}.part", tmp_path / "final")
+        content_first = [("flush", f"{i}.part{end}") for end in ("/content", "", "/state/tensors", "/state")]
+        if i == 0:
+            assert disk.asked == [*content_first, ("name", "final"), ("flush", ".")]
+    if disk.asked[5] == ("flush", "."):  # the two could be exchanged
+        end = [("exchange", "final"), ("flush", "."), ("remove", "1.part")]
+    else:
+        names = [("name", ".final.old"), ("name", "final")]
+        end = [("exchange", "final"), *names, ("flush", "."), ("remove", ".final.old")]
+    assert disk.asked == [*content_first, *end]
+    assert (tmp_path / "final" / "content").read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_only_a_folder_that_cannot_be_flushed_is_passed_over(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refusing(opened):
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    if number == errno.EINVAL:
+        write_whole(tmp_path / "f", "text")
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            write_whole(tmp_path / "f", "text")
 
 
 def test_recovered_leaves_a_complete_folder_and_what_never_was_alone(tmp_path):

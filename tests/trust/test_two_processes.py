@@ -1,5 +1,6 @@
 """Two processes and one folder: the second writer is refused, a reader meets a whole folder, the dead let go."""
 
+import argparse
 import signal
 import time
 from functools import partial
@@ -63,7 +64,19 @@ def sweeps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda: main([str(folder / "sweep.yaml"), "--out", str(folder / "run"), "--quiet"])
 
 
-@pytest.mark.parametrize("begin", [trains, toys, sweeps])
+def rewrites(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from analyses.rewriting import pipeline
+    from analyses.rewriting.run_folder import started
+
+    def begun(target: str, path: Path, *_: Any) -> tuple[str, None]:
+        run = started(path, target, "0" * 64, {}, {})
+        return str(run.path), None
+
+    monkeypatch.setattr(pipeline, "_steps", begun)
+    return lambda: pipeline.pipeline(argparse.Namespace(checkpoints=["none-s0"]), [folder / "run"], [])
+
+
+@pytest.mark.parametrize("begin", [trains, toys, sweeps, rewrites])
 def test_a_second_writer_is_refused_until_the_first_has_died(begin, holding, tmp_path, monkeypatch, tried):
     act, first = begin(tmp_path, monkeypatch), holding(tmp_path / "run")
     with pytest.raises(ValueError, match=r"another process writes to .*run; wait for its end, or choose another"):
