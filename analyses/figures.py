@@ -1,5 +1,6 @@
 """Figures: one Plotly template, the plots that questions share, how they are written; pages that are no figure too."""
 
+import base64
 import dataclasses
 import html
 import re
@@ -234,6 +235,9 @@ def harmless(drawn: go.Figure) -> go.Figure:
 def _harmless(value: Any) -> Any:
     if isinstance(value, str):
         return TAG.sub("&lt;", value)
+    if isinstance(value, dict) and "bdata" in value:  # how Plotly writes an array
+        numbers = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"])
+        return numbers.reshape([int(n) for n in str(value.get("shape", len(numbers))).split(",")])
     if isinstance(value, dict):
         return {key: _harmless(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
