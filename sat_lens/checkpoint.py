@@ -11,23 +11,18 @@ A folder is written whole or not at all, and refused when anything in it is not 
 unknown schema, a missing or extra key, a wrong hash, a NaN. Nothing is ever unpickled.
 """
 
-import dataclasses
 import difflib
-import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sat_lens import __version__, files
-from sat_lens._tl import HookedTransformer, HookedTransformerConfig, hooked_transformer
-from sat_lens.config import SelfAblation
+from sat_lens import files
+from sat_lens._tl import HookedTransformer
+from sat_lens.described import check_keys, config_dict, empty_model, is_tied, refuse_not_finite, versions
 from sat_lens.manifest import (
     CONFIG,
     LOG,
@@ -42,16 +37,12 @@ from sat_lens.manifest import (
     write_manifest,
 )
 from sat_lens.model import SelfAblatingTransformer
-from sat_lens.tying import TIED_KEY, TiedUnembed
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 UNPROCESSED = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-NOT_KEPT = ("device", "n_devices", "seed", "n_params", "init_weights", "tokenizer_name", "trust_remote_code")
 ENTRIES = {"schema_version", "kind", "model", "ablation", "tokenizer", "training", "data", "processing", "versions"}
 READ_AGAIN = 20  # times at most
-YOUNGER = {"score_noise"}  # settings of an ablation that the first folders do not have
-DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -79,12 +70,12 @@ def save(
     final = files.recovered(folder)
     if final.exists() and not (final / MANIFEST).is_file() and (final.is_file() or any(final.iterdir())):
         raise CheckpointError(f"{final} exists and is no checkpoint folder; choose another name")
-    weights = {key: value.contiguous() for key, value in model.state_dict().items() if not _is_tied(model, key)}
-    _refuse_not_finite(weights)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items() if not is_tied(model, key)}
+    refuse_not_finite(weights)
     config = {
         "schema_version": SCHEMA_VERSION,
         "kind": type(model).__name__,
-        "model": _config_dict(model.cfg),
+        "model": config_dict(model.cfg),
         "ablation": model.ablation.to_dict() if isinstance(model, SelfAblatingTransformer) else None,
         "tokenizer": _special_tokens(model.tokenizer),
         "training": training or {},
@@ -149,11 +140,11 @@ def _load(folder: Path, device: str) -> HookedTransformer:
     verify_files(folder)
     config = read_config(folder)
     weights = read_weights(folder / WEIGHTS, device)
-    model = _empty_model(config, weights, device)
+    model = empty_model(config, weights, device)
     if config["tokenizer"] is not None:
         model.tokenizer = _tokenizer(folder, config["tokenizer"], model.cfg.d_vocab)
         model.cfg.tokenizer_prepends_bos = False
-    _check_keys(model, weights, folder)
+    check_keys(model, weights, folder)
     model.load_state_dict(weights, strict=True)
     return model.eval()
 
@@ -244,7 +235,7 @@ def read_weights(path: Path, device: str = "cpu", finite: bool = True) -> dict[s
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     if finite:
-        _refuse_not_finite(weights)
+        refuse_not_finite(weights)
     return weights
 
 
@@ -259,123 +250,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def checkpoint_hash(folder: Path | str) -> str:
     """sha256 of the weights file: the identity of a checkpoint in results."""
     return files.sha256_file(resolve(folder) / WEIGHTS)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed something."""
-    from importlib.metadata import version
-
-    return {
-        "python": platform.python_version(),
-        "sat_lens": __version__,
-        "torch": torch.__version__,
-        "transformer_lens": version("transformer-lens"),
-    }
-
-
-def _empty_model(config: dict[str, Any], weights: dict[str, Tensor], device: str) -> HookedTransformer:
-    try:
-        fields = dict(config["model"])
-        # A tokenizer_name would be fetched, and with trust_remote_code its code be run.
-        if foreign := sorted(key for key in NOT_KEPT if fields.pop(key, None) not in (None, False)):
-            raise CheckpointError(f"{CONFIG}: model must not give {foreign[0]!r}")
-        fields["dtype"] = DTYPES[fields["dtype"]]
-        eps = fields.get("eps", 1e-5)
-        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-            raise ValueError(f"eps must be a number between 0 and 1; got {eps!r}")
-        if fields.get("load_in_4bit"):
-            raise ValueError("load_in_4bit is not supported")
-        if not isinstance(fields.get("original_architecture"), str | None):
-            raise ValueError("original_architecture must be text")
-        cfg = HookedTransformerConfig(**fields, init_weights=False, device=device)
-        _check_taken(cfg, config)
-        _check_sizes(cfg, weights)
-        if config["kind"] == "SelfAblatingTransformer":
-            return SelfAblatingTransformer(cfg, ablation=SelfAblation.from_dict(config["ablation"]))
-        if config["kind"] == "HookedTransformer":
-            return hooked_transformer(cfg)
-    except CheckpointError:
-        raise
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        ArithmeticError,
-        NameError,
-    ) as error:
-        raise CheckpointError(f"{CONFIG}: not a valid configuration: {error}") from None
-    raise CheckpointError(
-        f"{CONFIG}: kind must be SelfAblatingTransformer or HookedTransformer; got {config['kind']!r}"
-    )
-
-
-def _check_taken(cfg: HookedTransformerConfig, config: dict[str, Any]) -> None:
-    """Refuse an entry that would be taken for another value (`final_rms: {}` for false), and one that was left out.
-
-    Another version of TransformerLens may know other entries; the settings of an ablation may be younger than a folder.
-    """
-    taken, written = json.loads(json.dumps(_config_dict(cfg))), config["model"]
-    for key, value in written.items():
-        if key not in NOT_KEPT and json.dumps(taken.get(key)) != json.dumps(value):
-            raise ValueError(f"{key} {value!r} would be taken for {taken.get(key)!r}")
-    if config["versions"].get("transformer_lens") == versions()["transformer_lens"]:
-        if missing := sorted(taken.keys() - written.keys()):
-            raise ValueError(f"model has no entry {missing[0]!r}")
-    if isinstance(config["ablation"], dict):
-        known = {field.name for field in dataclasses.fields(SelfAblation)}
-        if missing := sorted(known - config["ablation"].keys() - YOUNGER):
-            raise ValueError(f"ablation has no entry {missing[0]!r}")
-
-
-def _check_sizes(cfg: HookedTransformerConfig, weights: dict[str, Tensor]) -> None:
-    """Compare the sizes that decide how much memory a model takes with the file's, before building it."""
-    expected = {"embed.W_E": (cfg.d_vocab, cfg.d_model)}
-    if cfg.positional_embedding_type != "rotary":
-        expected["pos_embed.W_pos"] = (cfg.n_ctx, cfg.d_model)
-    for layer in {0, cfg.n_layers - 1}:
-        expected[f"blocks.{layer}.attn.W_Q"] = (cfg.n_heads, cfg.d_model, cfg.d_head)
-        if not cfg.attn_only:
-            expected[f"blocks.{layer}.mlp.W_in"] = (cfg.d_model, cfg.d_mlp)
-    for key, shape in expected.items():
-        if key not in weights:
-            raise CheckpointError(f"{WEIGHTS}: missing key {key!r}")
-        if tuple(weights[key].shape) != shape:
-            raise CheckpointError(
-                f"{WEIGHTS}: {key} must have shape {shape} by {CONFIG}; got {tuple(weights[key].shape)}"
-            )
-
-
-def _check_keys(model: HookedTransformer, weights: dict[str, Tensor], folder: Path) -> None:
-    expected = {key: value for key, value in model.state_dict().items() if not _is_tied(model, key)}
-    for word, keys in (("missing", expected.keys() - weights.keys()), ("unknown", weights.keys() - expected.keys())):
-        if keys:
-            raise CheckpointError(f"{folder / WEIGHTS}: {word} key {sorted(keys)[0]!r} ({len(keys)} in all)")
-    for key, value in expected.items():
-        if weights[key].shape != value.shape or weights[key].dtype != value.dtype:
-            got = f"{weights[key].dtype} {tuple(weights[key].shape)}"
-            raise CheckpointError(f"{folder / WEIGHTS}: {key} must be {value.dtype} {tuple(value.shape)}; got {got}")
-
-
-def _is_tied(model: HookedTransformer, key: str) -> bool:
-    return key == TIED_KEY and isinstance(model.unembed, TiedUnembed)
-
-
-def _refuse_not_finite(weights: dict[str, Tensor | Float[Tensor, "..."]]) -> None:
-    for key, value in weights.items():
-        if value.is_floating_point() and value.element_size() == 1:
-            raise CheckpointError(f"{WEIGHTS}: {key} has dtype {value.dtype}, which is not supported")
-        if not key.endswith(".IGNORE") and value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(f"{WEIGHTS}: {key} has {int((~value.isfinite()).sum())} values that are not finite")
-
-
-def _config_dict(cfg: HookedTransformerConfig) -> dict[str, Any]:
-    """The configuration's fields that differ from the defaults or decide a shape, JSON-able."""
-    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name not in NOT_KEPT}
-    fields["dtype"] = str(cfg.dtype).removeprefix("torch.")
-    return {key: float(value) if isinstance(value, float) else value for key, value in fields.items()}
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, str | None] | None:

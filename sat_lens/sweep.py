@@ -37,7 +37,8 @@ from typing import Any
 from sat_lens import files
 from sat_lens.commands import command_parser, run
 from sat_lens.manifest import CONFIG, CheckpointError, read_json, verify_files
-from sat_lens.train import as_flags, command_line, options, read_yaml, validated
+from sat_lens.settings_file import read_yaml
+from sat_lens.train import as_flags, command_line, options, validated
 
 ENTRIES = {"base": dict, "grid": (dict, list), "seeds": list, "processes": int, "slurm": dict}
 MOST_RUNS = 10_000

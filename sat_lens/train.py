@@ -21,9 +21,10 @@ from typing import Any
 from sat_lens.commands import command_parser, run
 from sat_lens.config import SelfAblation
 from sat_lens.devices import check_device
-from sat_lens.files import locked, recovered, regular
+from sat_lens.files import locked, recovered
 from sat_lens.memory import keep_freed_memory
 from sat_lens.presets import PRECISIONS, PRESETS, TrainingSettings
+from sat_lens.settings_file import read_yaml
 
 ABLATION_FLAGS = {
     "estimator": (str, "sigmoid or softmax: the soft mask of the backward pass (default: sigmoid)"),
@@ -52,8 +53,6 @@ SETTING_WORDS = {
     "threads": "torch's threads (default: {})",
 }
 SETTING_FLAGS = {f.name: f.type for f in dataclasses.fields(TrainingSettings) if f.name != "seed"}
-MOST_VALUES = 100_000
-"""In a configuration file."""
 SWITCHES = {
     "resume": "go on from the run folder's last checkpoint, if it has one; give the same flags as before",
     "quiet": "no progress bar",
@@ -153,40 +152,6 @@ def options(argv: Sequence[str] | None, source: str | None = None) -> dict[str, 
     if "out" not in chosen:
         raise ValueError("--out is needed: the folder of the run, for example --out runs/local-k4")
     return {**chosen, "out": Path(chosen["out"]), "cache": Path(chosen["cache"])}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    text = regular(path).read_bytes()
-    try:
-        content = yaml.safe_load(text.decode("utf-8"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-    ) as error:
-        raise ValueError(f"{path}: not YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must map settings to values; got {type(content).__name__}")
-    if written_out(content, {}) > MOST_VALUES:
-        raise ValueError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values, or for themselves")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
-
-
-def written_out(content: Any, known: dict[int, float | int]) -> float | int:
-    """How many values a YAML document would have without aliases; infinite where one contains itself."""
-    if not isinstance(content, dict | list | tuple | set):
-        return 1
-    if id(content) not in known:
-        known[id(content)] = float("inf")
-        inner = [*content, *content.values()] if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(written_out(value, known) for value in inner)
-    return known[id(content)]
 
 
 def as_flags(stored: dict[str, Any]) -> list[str]:

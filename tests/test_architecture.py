@@ -138,7 +138,7 @@ def test_no_module_has_a_name_that_says_nothing():
 
 def test_files_are_of_a_size_to_be_read():
     sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert max(sizes.values()) <= 450, max(sizes, key=sizes.get)
+    assert max(sizes.values()) <= 400, max(sizes, key=sizes.get)
     assert sorted(sizes.values())[len(sizes) // 2] <= 160
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sat_lens import files, load, save
-from sat_lens.checkpoint import CheckpointError, _config_dict
+from sat_lens.checkpoint import CheckpointError, config_dict
 from tests.trust.oracle import mutated, mutations, outcome, sizes
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "MANIFEST.json"
@@ -83,7 +83,7 @@ def test_under_a_manifest_that_agrees_the_model_is_what_the_folder_says(folder, 
 def assert_says_what_is_written(model: Any, folder: Path, case: str) -> None:
     """No entry of config.json was passed over or taken for something else; the tokenizer can be used."""
     written = json.loads((folder / CONFIG).read_text())
-    said = json.loads(json.dumps(_config_dict(model.cfg)))
+    said = json.loads(json.dumps(config_dict(model.cfg)))
     for key, value in written["model"].items():
         if key == "tokenizer_prepends_bos" and model.tokenizer is not None:
             continue  # follows from the tokenizer
