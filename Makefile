@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 CKPTS  ?= none-s0 local-k4-s0 global-k4-s0
+SEEDS  := 0 1 2
+ARMS   ?= $(foreach arm,none local-k4 global-k4,$(foreach seed,$(SEEDS),$(arm)-s$(seed)))
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
@@ -69,7 +71,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 figures: $(STAMP)
-	$(BIN)/python -m analyses.paper $(CKPTS) --static --out results $(ARGS)
+	$(BIN)/python -m analyses.paper $(ARMS) --static --out results $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(NEWEST) results

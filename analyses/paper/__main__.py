@@ -52,7 +52,8 @@ def short(args: argparse.Namespace) -> list[str]:
     """What --reproduce was told to do otherwise than published."""
     told = [] if args.sae_steps is None else [f"SAEs of {args.sae_steps:,} steps"]
     told += [] if args.n == PROMPTS else [f"{args.n:,} prompts"]
-    return told + ([] if args.task == "ioi" else [f"task {Path(args.task).name}"])
+    told += ["the generator's prompts"] if args.task in TASKS else [f"task {Path(args.task).name}"]
+    return told + (["the generator's text"] if args.corpus in (None, "stories") else [])
 
 
 def analyse_named(names: Sequence[str]) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.paper.__main__ import arguments, main
+from analyses.paper.__main__ import arguments, main, short
 from analyses.paper.asked import asked_so, found
 from analyses.paper.comparison import OPEN
 from analyses.paper.published import FAITHFUL, ROWS
@@ -62,6 +62,15 @@ def test_only_answers_to_what_is_asked_now_are_taken(tmp_path, monkeypatch):
     assert not any(
         asked_so("sae", command, []) for command in (None, "", "python", "python -m analyses.sae m --what 1")
     )
+
+
+def test_what_is_done_otherwise_than_published_is_said(tmp_path):
+    (tmp_path / "prompts.json").touch()
+    (tmp_path / "valid.txt").touch()
+    ours = ["--task", str(tmp_path / "prompts.json"), "--corpus", str(tmp_path / "valid.txt")]
+    told = [short(arguments(["m", "--reproduce", *flags])) for flags in ([], ours, ["--n", "8", "--sae-steps", "5"])]
+    generated = ["the generator's prompts", "the generator's text"]
+    assert told == [generated, ["task prompts.json"], ["SAEs of 5 steps", "8 prompts", *generated]]
 
 
 @pytest.mark.parametrize(
