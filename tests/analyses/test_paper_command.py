@@ -13,6 +13,7 @@ from analyses.paper.published import FAITHFUL, ROWS
 from analyses.result import Result
 from sat_lens import save
 from sat_lens.checkpoint import checkpoint_hash
+from sat_lens.commands import run as as_command
 from tests.analyses.test_paper import stored_results
 
 
@@ -62,6 +63,25 @@ def test_only_answers_to_what_is_asked_now_are_taken(tmp_path, monkeypatch):
     assert not any(
         asked_so("sae", command, []) for command in (None, "", "python", "python -m analyses.sae m --what 1")
     )
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "corpus"])
+def test_what_cannot_be_read_is_said_once_and_no_question_is_asked(
+    tiny_model, tiny_tokenizer, tmp_path, capsys, damaged
+):
+    model = tiny_model()
+    model.tokenizer = tiny_tokenizer
+    save(model, tmp_path / "m", training={"seed": 0, "tokens_seen": 9, "step": 3})
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(b"w1 w2 w3\n" if damaged != "corpus" else b"\xff\xfe\x00w1")
+    if damaged != "corpus":
+        weights = (tmp_path / "m" / damaged).read_bytes()
+        (tmp_path / "m" / damaged).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(SystemExit) as ended:
+        as_command(main, [str(tmp_path / "m"), "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--quiet"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_done_otherwise_than_published_is_said(tmp_path):
