@@ -243,7 +243,8 @@ def localization_html(result: Result) -> str:
     if (result.table.kind == "head").any():
         how = (
             "Blue heads help: without them the logit of the answer falls against that of the wrong name, by so many "
-            f"logits. Orange heads hurt; those without colour do nothing. The scale is this checkpoint's own. {made_with}."
+            f"logits. Orange heads hurt; those without colour do nothing. "
+            f"The scale is this checkpoint's own. {made_with}."
         )
         figures.append(figure_html(head_figure(result), "Effect of ablating one head", how))
     how = (

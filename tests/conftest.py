@@ -1,7 +1,10 @@
 """Fixtures that the tests share: real data, small models whose every weight matters, no network."""
 
+import gc
 import os
 import signal
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in its background
     config.addinivalue_line("markers", f"real_data: needs the folder that {REAL_DATA} names")
+    config.addinivalue_line("markers", "leaves_hooks: leaves hooks on a model on purpose")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
@@ -60,11 +64,50 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Bit-exact comparisons need one thread; torch is not imported for the tests that do without."""
-    import sys
-
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     yield
+
+
+hooked: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Every HookPoint that got a hook since the test began, and is still alive."""
+
+
+def watch_hooks() -> None:
+    """Let every HookPoint that gets a hook be remembered; nothing, before TransformerLens is imported."""
+    module = sys.modules.get("transformer_lens.hook_points")
+    if module is None or hasattr(module.HookPoint.add_hook, "unwatched"):
+        return
+    original = module.HookPoint.add_hook
+
+    def add_hook(self: Any, *args: Any, **kwargs: Any) -> None:
+        hooked.add(self)
+        original(self, *args, **kwargs)
+
+    add_hook.unwatched = original  # pyright: ignore[reportFunctionMemberAccess]
+    module.HookPoint.add_hook = add_hook
+
+
+def hooks_left() -> list[str]:
+    """Names of the points that still have a hook, but for permanent ones."""
+
+    def found() -> list[str]:
+        return sorted(str(point.name) for point in hooked if point.has_hooks("both", including_permanent=False))
+
+    if found():
+        gc.collect()  # a point and its hook refer to each other
+    return found()
+
+
+@pytest.fixture(autouse=True)
+def no_hooks_left(request: pytest.FixtureRequest) -> Iterator[Callable[[], list[str]]]:
+    """After each test no model may have a hook left, unless it is marked `leaves_hooks`; what to ask meanwhile."""
+    watch_hooks()
+    hooked.clear()
+    yield hooks_left
+    left = hooks_left()
+    hooked.clear()
+    assert not left or request.node.get_closest_marker("leaves_hooks"), f"hooks were left on {left}"
 
 
 @pytest.fixture

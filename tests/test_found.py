@@ -1,4 +1,4 @@
-"""What the README says was found, worked out again from the stored results, word by word."""
+"""What the README and notebook 09 say was found, worked out again from the stored results, word by word."""
 
 import json
 import re
@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "data" / "results"
+CELLS = json.loads((ROOT / "notebooks" / "09_paper.ipynb").read_text(encoding="utf-8"))["cells"]
+VERDICTS = "".join(CELLS[-1]["source"])
 ARMS = {"none": "none", "local": "local k=4", "global": "global k=4", "soft": "global k=4 soft"}
 
 
@@ -116,6 +118,115 @@ def untangling() -> str:
 )
 def test_what_was_found_follows_from_what_is_stored(found: Callable[[], str]):
     assert found() in README
+
+
+def told(row: pd.Series, digits: int, digits_of_ends: int | None = None) -> str:
+    """`+.14 [.11, .16]`: a difference and its interval, with so many digits behind the point."""
+    ends = digits if digits_of_ends is None else digits_of_ends
+    written = (f"{row.difference:+.{digits}f}", f"{row.ci_low:.{ends}f}", f"{row.ci_high:.{ends}f}")
+    value, low, high = (re.sub(r"\b0\.", ".", number) for number in written)
+    return f"{value} [{low}, {high}]"
+
+
+def both(metric: str, digits: int, digits_of_ends: int | None = None) -> str:
+    """Of local and of global masks."""
+    rows = claims(metric)
+    local = told(rows.loc[ARMS["local"]], digits)
+    return f"{local} and {told(rows.loc[ARMS['global']], digits, digits_of_ends)}"
+
+
+def published(metric: str, digits: int) -> str:
+    """`4.0 to 5.5 against 7.2`: of the models with masks, and of the one without."""
+    table = pd.read_csv(RESULTS / "paper" / "table1.csv").query("source == 'published' and metric == @metric")
+    table = table.set_index("arm").value
+    masked = table.drop("none")
+    low, high, none = (short(value, digits) for value in (masked.min(), masked.max(), table["none"]))
+    return f"{low} to {high} against {none}"
+
+
+def costs() -> str:
+    table = pd.read_csv(RESULTS / "paper" / "table1.csv").query("source == 'published' and metric == 'perplexity'")
+    more = 100 * (table[table.arm != "none"].value / table[table.arm == "none"].value.item() - 1)
+    rows, base = claims("perplexity"), sum(seeds("paper/table", "perplexity", "none")) / 3
+    local, global_ = (rows.loc[ARMS[arm]] for arm in ("local", "global"))
+    assert (local.verdict, global_.verdict) == ("the opposite holds", "not shown")
+    return (
+        f"(perplexity +{more.min():.0f} % to +{more.max():.0f} %) | local {told(local, 3)} on {base:.2f}, "
+        f"that is +{100 * local.difference / base:.0f} %; global {told(global_, 3)}, "
+        f"+{100 * global_.difference / base:.0f} % | local: no, it costs; global: not shown"
+    )
+
+
+def sizes() -> str:
+    assert {*claims("IOI edges").verdict, *claims("edges at faithfulness 0.9").verdict} == {"not shown"}
+    edges, matched = both("IOI edges", 0), both("edges at faithfulness 0.9", 0)
+    return f"({published('IOI edges', 0)} edges) | {edges} edges; at faithfulness .9 {matched} | not shown"
+
+
+def latents() -> str:
+    assert {*claims("SAE L0 at FVU").verdict} == {"not shown"}
+    return f"(L0 {published('SAE L0', 1)}) | at FVU .2: {both('SAE L0 at FVU', 1, 0)} latents a token | not shown |"
+
+
+def readable() -> str:
+    assert {*claims("SAE CE score at FVU").verdict} == {"not shown"}
+    return f"(CE score {published('SAE CE score', 2)}) | at FVU .2: {both('SAE CE score at FVU', 2)} | not shown |"
+
+
+def magnitudes() -> str:
+    assert {*claims("weight Hoyer").verdict} == {"the opposite holds"}
+    assert {*claims("mean_abs_weight").verdict} == {"not shown"}
+    return (
+        f"(mean absolute weight {published('mean_abs_weight', 2)}) | {both('mean_abs_weight', 3)}; weight Hoyer, "
+        f"which no rescaling moves, {both('weight Hoyer', 3)} | the opposite: weights are sparser |"
+    )
+
+
+def specialised() -> str:
+    information, variance = (
+        difference("specialization", f"neuron clean: {measure} (current_token), beyond shuffled", "local")
+        for measure in ("information share", "variance explained")
+    )
+    assert information.claim and variance.claim
+    table = pd.read_csv(RESULTS / "specialization.differences.csv").query("family == 'claim'")
+    assert not table[table.arm == ARMS["global"]].claim.any()
+    return (
+        f"local: information on the current token {told(information, 3)}, variance explained by it "
+        f"{told(variance, 3)}; global: nothing | in part |"
+    )
+
+
+def leaks() -> str:
+    local, global_ = (
+        [short(end(seeds("leakage", "blank stream (bits)", arm))) for end in (min, max)] for arm in ("local", "global")
+    )
+    assert difference("leakage", "blank stream (bits)", "global").claim
+    return (
+        f"({global_[0]} to {global_[1]} bits), local ones {local[0]} to {local[1]} | does not hold for global masks |"
+    )
+
+
+def beyond() -> str:
+    repair = difference("self-repair", "self-repair / removed, second half, tokens of equal loss", "local")
+    rules = difference("rewriting", "KL recovered at equal loss (share)", "local")
+    assert not repair.claim and not rules.claim
+    return (
+        f"repair an ablation less ({told(repair, 2)} of what was removed, at equal loss) and are "
+        f"rewritten better by rules ({told(rules, 2)} of the way recovered, at equal loss); with three seeds neither is"
+    )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [costs, sizes, latents, readable, magnitudes, specialised, leaks, beyond],
+    ids=lambda found: found.__name__,
+)
+def test_the_verdicts_of_notebook_09_follow_from_what_is_stored(found: Callable[[], str]):
+    assert found() in VERDICTS
+
+
+def test_the_verdicts_of_notebook_09_are_seven_rows():
+    assert VERDICTS.count("\n| ") - 2 == 7, "each has a function above"
 
 
 CHECKPOINTS = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| ([\d.]+) \| (\S+) \| ([\d.]+) \[.*?\] \| (\S+)", README, re.M)

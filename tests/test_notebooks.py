@@ -2,7 +2,10 @@
 
 import ast
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -13,22 +16,51 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+LASTS = re.compile(r"\b(seconds?|minutes?)\b")
+A_MACHINES_PATH = re.compile(r"(?<![\w.])/(work|tmp|home|root|Users)/|[A-Z]:\\\\Users")
+
+
+def cells_of(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
 def code_of(path: Path) -> list[str]:
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "code"]
 
 
-LONG = ("02_localization", "03_leakage", "05_probing", "07_rewriting")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_opens_with_how_long_it_takes_and_keeps_what_it_showed(path):
+    cells = cells_of(path)
+    assert len(cells) < 20 and path.stat().st_size < 500_000
+    opening = "".join(cells[0]["source"])
+    assert cells[0]["cell_type"] == "markdown" and opening.startswith("# ") and LASTS.search(opening)
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run once, from top to bottom"
+    for cell in code:
+        tree = ast.parse("".join(cell["source"]))
+        assert not any(isinstance(node, FUNCTIONS) for node in ast.walk(tree))
+        if isinstance(tree.body[-1], ast.Expr):
+            assert cell["outputs"], "".join(cell["source"])
+        for output in cell["outputs"]:
+            assert output["output_type"] in ("stream", "execute_result", "display_data")
+            assert not A_MACHINES_PATH.search(json.dumps(output, ensure_ascii=False))
+
+
+def test_there_is_a_notebook_for_each_number_from_1_on():
+    assert [int(path.stem.split("_")[0]) for path in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
+
+
+LONG = ("02_localization", "03_leakage", "05_probing", "07_rewriting", "10_sparsity")
 
 
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else (), id=path.stem) for path in NOTEBOOKS],
 )
-def test_a_notebook_runs_and_defines_no_function(path):
+def test_a_notebook_runs(path):
     space: dict = {}
     for source in code_of(path):
-        assert not any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(source)))
         exec(compile(source, path.name, "exec"), space)  # noqa: S102 (our own notebook)
     if path.stem == "03_leakage":
         verdicts = {name: result.meta["verdict"] for name, result in space["results"].items()}
@@ -79,15 +111,44 @@ def test_a_notebook_runs_and_defines_no_function(path):
         assert (ours.low, ours.high) == pytest.approx((stored.ci_low, stored.ci_high))
         assert stored.verdict == "the opposite holds" and len(claims) == 16
         assert (space["counts"]["tested"] >= space["counts"]["differences that hold"]).all()
-    else:
+    elif path.stem == "10_sparsity":
+        rescaling_moves_the_mean_magnitude_alone(space)
+        own = {name: result.meta["published"]["mean_abs_weight"] for name, result in space["found"].items()}
+        stored = space["tables"]["sparsity"].query("metric == 'weights with embeddings: mean_abs_weight'")
+        assert own["none-s0"] == pytest.approx(stored[stored.arm == "none"].value.iloc[0], rel=1e-5)
+        assert own["local-k4-s0"] == pytest.approx(stored[stored.arm == "local k=4"].value.iloc[0], rel=1e-5)
+        few, many = (rows.set_index("metric").value for _, rows in space["swept"].table.groupby("coefficient"))
+        assert few.l0 > many.l0 and few.fvu < 0.2 < many.fvu and few.ce_score > many.ce_score
+        at = space["swept"].table.set_index("metric").loc["l0_matched"]
+        assert many.l0 < at.ci_low < at.value < at.ci_high < few.l0
+    elif path.stem == "02_localization":
         assert space["effects"].meta["task"]["solved"]
-
-
-def test_the_first_look_shows_what_the_ablated_stream_is():
-    space: dict = {}
-    for source in code_of(ROOT / "notebooks" / "01_first_look.ipynb")[:3]:
-        exec(compile(source, "first_look", "exec"), space)  # noqa: S102
-    with space["torch"].no_grad():
+    else:
+        assert path.stem == "01_tour"
+        assert space["effects"].meta["task"]["solved"]
+        losses = space["held_out"][["held_out_clean", "held_out_ablated"]]
+        assert (losses.iloc[0] - math.log(4096)).abs().max() < 0.3, "nats a token; before training all are alike"
+        assert (losses.iloc[-1] < losses.iloc[0] - 1).all() and space["young"].ablation == space["model"].ablation
         plain = space["plain"].run_with_hooks(space["tokens"], fwd_hooks=space["hooks"])
-    difference = plain[0, space["end"]] - space["logits"].ablated[0, space["end"]]
-    assert difference.abs().max() < 1e-4
+        difference = plain[0, space["end"]] - space["logits"].ablated[0, space["end"]]
+        assert difference.abs().max() < 1e-4
+        winners = space["story"].attn.flatten(2).sum(-1), space["story"].mlp.sum(-1)
+        assert all((n == 4).all() for n in winners), "in each layer, at each token"
+        whole, without = space["kept"].values()
+        effect = space["effects"].table.effect_logit_diff.iloc[0]
+        assert whole.logit_diff - without.logit_diff == pytest.approx(effect, abs=1e-3) and effect > 1
+
+
+def rescaling_moves_the_mean_magnitude_alone(space: dict) -> None:
+    """By theory: values times c and outputs over c change the sum of magnitudes by (c - 1) V + (1 / c - 1) O."""
+    moved, model = space["moved"], space["models"]["local-k4-s0"]
+    centred = [block.attn.W_O - block.attn.W_O.mean(-1, keepdim=True) for block in model.blocks]
+    outputs = sum(weight.abs().sum().item() for weight in centred)
+    values = sum((block.attn.W_V.abs().sum() + block.attn.b_V.abs().sum()).item() for block in model.blocks)
+    n = space["mean_abs_weight"](model).n
+    by_theory = [moved["mean |weight|"].iloc[0] + ((c - 1) * values + (1 / c - 1) * outputs) / n for c in moved.index]
+    assert moved["mean |weight|"].tolist() == pytest.approx(by_theory, rel=1e-5)
+    assert by_theory[-1] > 1.1 * by_theory[0]
+    assert moved["largest change of a logit"].max() < 1e-4
+    for name in ("Hoyer", "near zero"):
+        assert moved[name].tolist() == pytest.approx([moved[name].iloc[0]] * len(moved), rel=1e-6)

@@ -99,20 +99,25 @@ def mutated(content: bytes, position: int, kind: str, choice: random.Random) -> 
 
 
 KINDS = ("flip", "truncate", "replace", "delete", "insert", "repeat")
+Mutation = tuple[str, int, str, random.Random]
 
 
-def mutations(sizes_of: dict[str, int], n: int, seed: int) -> Iterator[tuple[str, int, str, random.Random]]:
-    """`n` mutations of files: each byte flipped, and cut off at each byte, as often as `n` allows; then anything.
+def systematic(sizes_of: dict[str, int], seed: int) -> Iterator[Mutation]:
+    """Every byte of files flipped (in one bit, drawn), and every file cut off at each byte: twice their size.
 
     Args:
         sizes_of: bytes of each file that may be damaged.
     """
-    choice = random.Random(seed)
-    systematic = [(name, at, kind) for name, size in sizes_of.items() for at in range(size) for kind in KINDS[:2]]
-    chosen = systematic if len(systematic) <= n else choice.sample(systematic, n)
-    for name, at, kind in chosen:
-        yield name, at, kind, choice
-    names = list(sizes_of)
-    for _ in range(n - len(chosen)):
+    choice = random.Random(f"systematic {seed}")
+    for name, size in sizes_of.items():
+        for at in range(size):
+            for kind in KINDS[:2]:
+                yield name, at, kind, choice
+
+
+def drawn_mutations(sizes_of: dict[str, int], n: int, seed: int) -> Iterator[Mutation]:
+    """`n` mutations at places drawn anywhere, each kind in turn."""
+    choice, names = random.Random(seed), list(sizes_of)
+    for i in range(n):
         name = choice.choice(names)
-        yield name, choice.randrange(sizes_of[name]), choice.choice(KINDS), choice
+        yield name, choice.randrange(sizes_of[name]), KINDS[i % len(KINDS)], choice

@@ -10,7 +10,7 @@ import torch
 
 from sat_lens import files, load, save
 from sat_lens.checkpoint import CheckpointError, config_dict
-from tests.trust.oracle import mutated, mutations, outcome, sizes
+from tests.trust.oracle import KINDS, Mutation, drawn_mutations, mutated, outcome, systematic
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "MANIFEST.json"
 TOKENIZER = "tokenizer.json"
@@ -42,10 +42,23 @@ def assert_same_weights(one: Any, other: Any, case: str) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours), f"{case}: other weights were loaded"
 
 
-@pytest.mark.parametrize("n", sizes(200, 6000))
-def test_a_damaged_folder_is_refused_or_is_the_very_model(folder, tried, n):
+EXTENTS = ["sample", pytest.param("every byte", marks=pytest.mark.slow)]
+
+
+def chosen(places: dict[str, int], extent: str, n: int, seed: int) -> list[Mutation]:
+    """`n` of all kinds; before them, on demand, each byte flipped and each file cut off at each byte."""
+    first = list(systematic(places, seed)) if extent == "every byte" else []
+    assert len(first) in (0, 2 * sum(places.values()))
+    found = [*first, *drawn_mutations(places, n, seed)]
+    assert {kind for _, _, kind, _ in found} == set(KINDS)
+    return found
+
+
+@pytest.mark.parametrize("extent", EXTENTS)
+def test_a_damaged_folder_is_refused_or_is_the_very_model(folder, tried, extent):
     original, n_refused = load(folder), 0
-    for name, at, kind, choice in mutations(damageable(folder), n, seed=1):
+    cases = chosen(damageable(folder), extent, n=200 if extent == "sample" else 2000, seed=1)
+    for name, at, kind, choice in cases:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(changed := mutated(content, at, kind, choice))
         case = f"{kind} {name} at {at}"
@@ -55,17 +68,18 @@ def test_a_damaged_folder_is_refused_or_is_the_very_model(folder, tried, n):
             assert_same_weights(found.value, original, case)
         n_refused += found.refusal is not None
         (folder / name).write_bytes(content)
-    assert n_refused > 0.9 * n
+    assert n_refused > 0.9 * len(cases)
     load(folder)
-    tried("checkpoint folders, a byte wrong", n)
+    tried("checkpoint folders, a byte wrong", len(cases))
 
 
-@pytest.mark.parametrize("n", sizes(100, 4000))
-def test_under_a_manifest_that_agrees_the_model_is_what_the_folder_says(folder, tmp_path, tried, n):
+@pytest.mark.parametrize("extent", EXTENTS)
+def test_under_a_manifest_that_agrees_the_model_is_what_the_folder_says(folder, tmp_path, tried, extent):
     original, n_refused, places = load(folder), 0, damageable(folder)
     del places[MANIFEST]
     kept = shutil.copytree(folder, tmp_path / "kept")
-    for name, at, kind, choice in mutations(places, n, seed=2):
+    cases = chosen(places, extent, n=100 if extent == "sample" else 2000, seed=2)
+    for name, at, kind, choice in cases:
         (folder / name).write_bytes(mutated((folder / name).read_bytes(), at, kind, choice))
         sign(folder)
         case = f"{kind} {name} at {at}, seed 2"
@@ -76,8 +90,8 @@ def test_under_a_manifest_that_agrees_the_model_is_what_the_folder_says(folder, 
             assert_says_what_is_written(found.value, folder, case)
         for file in (name, MANIFEST):
             shutil.copyfile(kept / file, folder / file)
-    assert n_refused > 0.5 * n
-    tried("checkpoint folders, a byte wrong under a manifest that agrees", n)
+    assert n_refused > 0.5 * len(cases)
+    tried("checkpoint folders, a byte wrong under a manifest that agrees", len(cases))
 
 
 def assert_says_what_is_written(model: Any, folder: Path, case: str) -> None:

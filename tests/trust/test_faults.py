@@ -1,13 +1,17 @@
 """A disk that is full or read-only, a clock that goes backwards, being asked to stop: one line, and nothing lost."""
 
+import argparse
+import datetime
 import os
 import random
+import re
 import signal
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from sat_lens.commands import run
@@ -23,6 +27,7 @@ from tests.trust.processes import (
 )
 from tests.trust.work import Explaining, Packing, Reporting, Training
 
+ROOT = Path(__file__).parents[2]
 KINDS = ("training", "packing", "explaining", "reporting")
 
 
@@ -104,18 +109,72 @@ def test_a_disk_that_is_read_only_is_said_to_be(kind, work, tried):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_clock_that_goes_backwards_changes_nothing(kind, work, tmp_path, monkeypatch, tried):
+def test_files_that_are_older_than_what_they_were_made_of_are_gone_on_with(kind, work, tmp_path, tried):
+    """As a clock that was set back leaves them: all times of change are 1970, and it goes on as it would have."""
     one = work(kind)
     done(partial(one.run, tmp_path / "undisturbed"))
-    true, at = time.time, random.Random(0)
-    monkeypatch.setattr(time, "time", lambda: true() - at.uniform(0, 1e9))
     done(partial(one.run, tmp_path / "backwards"))
     for path in (tmp_path / "backwards").rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
     one.kept(tmp_path / "backwards", [])
     done(partial(one.run, tmp_path / "backwards"))
     one.same(tmp_path / "undisturbed", tmp_path / "backwards")
-    tried(f"clock, {kind}")
+    tried(f"times of change lost, {kind}")
+
+
+class SetBack(datetime.datetime):
+    """A clock that is set back by a day at each look."""
+
+    looks = 0
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        cls.looks += 1
+        return datetime.datetime(2001, 1, 20, tzinfo=tz) - datetime.timedelta(days=cls.looks)
+
+
+def dated(model: Any) -> list[dict[str, Any]]:
+    """What is written of a result by the two places that write a date."""
+    from analyses.provenance import provenance
+    from analyses.result import Result
+    from analyses.untangling.record import recorded
+
+    toys = recorded(Result("q", pd.DataFrame({"x": [1]}), {}, {}), [], argparse.Namespace()).meta
+    return [provenance(model, "nowhere", seed=0), toys]
+
+
+def test_a_clock_that_goes_backwards_changes_dates_alone(small_model, monkeypatch, tried):
+    """Every place that asks for the time of day: the date in a result's meta, and that of Retry-After.
+
+    What measures how long something takes (`perf_counter`, `monotonic`) never goes backwards, whatever the clock does.
+    """
+    from analyses.explain import chat_http
+
+    model = small_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(datetime, "datetime", SetBack)
+        first, second = dated(model), dated(model)
+    for one, other in zip(first, second, strict=True):
+        assert "2001-01-20" > one.pop("date") > other.pop("date") > "2000"
+        assert one == other
+        tried("clock, dates")
+    date = "Wed, 21 Oct 2015 07:28:00 GMT"
+    for now, waits in ((1445412480.0 - 30, 30.0), (1445412480.0, 0.0), (1445412480.0 + 9e8, 0.0)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert chat_http._seconds(date) == waits
+        tried("clock, Retry-After")
+
+
+def test_nothing_else_asks_for_the_time_of_day():
+    """Else the tests above say less than they seem to."""
+    asks = re.compile(r"\btime\.time(_ns)?\(|\b(now|today|utcnow)\(|\b(gmtime|localtime|strftime)\(")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("sat_lens", "analyses")
+        for path in (ROOT / package).rglob("*.py")
+        if asks.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"analyses/provenance.py", "analyses/untangling/record.py", "analyses/explain/chat_http.py"}
 
 
 def as_command(one: Any, folder: Path, say: Any) -> None:

@@ -30,11 +30,17 @@ from tests.analyses.test_report import result as localized
 
 ADDRESS = "http://127.0.0.1:9/asked"
 DO = "document.documentElement.dataset.ran=1"
-PAYLOAD = (
-    f"</script></style></title></textarea>--><script>{DO}</script>\"'><img src={ADDRESS} onerror={DO}>"
-    f"<meta http-equiv=refresh content='0;url={ADDRESS}'><a href='{ADDRESS}'>x</a>"
-    "<span style='color:red'>y</span>%{x}"
-)
+
+
+def payload(address: str) -> str:
+    return (
+        f"</script></style></title></textarea>--><script>{DO}</script>\"'><img src={address} onerror={DO}>"
+        f"<meta http-equiv=refresh content='0;url={address}'><a href='{address}'>x</a>"
+        "<span style='color:red'>y</span>%{x}"
+    )
+
+
+PAYLOAD = payload(ADDRESS)
 KEPT = Path(__file__).parents[2] / "data" / "results" / "paper"
 ATTRIBUTES = {
     "align", "aria-hidden", "charset", "class", "content", "cx", "cy", "d", "dir", "fill", "for", "height", "hidden",
@@ -117,7 +123,7 @@ def test_a_payload_in_the_place_of_any_value_adds_nothing_to_the_page(made, tmp_
         shown = report_page.part_html(read_again(poisoned(result, place), tmp_path / "r"), html, "None")
         assert_harmless(shown, intact, place)
         without += "cannot be shown" in shown
-    assert not intact.wrong and without < len(cases)
+    assert not intact.wrong and without <= len(cases) / 2, f"{without} of {len(cases)} were not drawn"
     tried("stored results with a payload", len(cases))
 
 
@@ -216,10 +222,13 @@ def answers(folder: Path) -> dict[str, Result]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to show the pages")
-def test_the_whole_report_of_hostile_results_runs_and_fetches_nothing(tmp_path, tried):
+def test_the_whole_report_of_hostile_results_runs_and_fetches_nothing(server, tmp_path, monkeypatch, tried):
     """Every part from its own question's answer, with a payload in every place where the part is still drawn."""
     from tests.trust.test_hostile_text import browsed
 
+    address, asked = server[0] + "/asked", server[1]
+    monkeypatch.setitem(globals(), "ADDRESS", address)
+    monkeypatch.setitem(globals(), "PAYLOAD", payload(address))
     choice, n, known = random.Random(0), 0, {}
     for field, result in answers(tmp_path).items():
         html = getattr(report_page, f"{field}_html")
@@ -235,6 +244,7 @@ def test_the_whole_report_of_hostile_results_runs_and_fetches_nothing(tmp_path, 
     page.write_text(report_page.report_html([dataclasses.replace(entry(PAYLOAD), **known)]), encoding="utf-8")
     seen = browsed(page, tmp_path / "profile")
     assert not re.search(r"<html[^>]*data-ran", seen) and seen.count("js-plotly-plot") >= 8
+    assert not asked, f"requests left: {asked[:3]}"
     assert ADDRESS in seen and f'href="{ADDRESS}' not in seen and f'src="{ADDRESS}' not in seen
     assert "cannot be shown" not in seen
     tried("stored results with a payload", n)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.trust.processes import done, left_behind, seconds, stopped
-from tests.trust.work import Explaining, Packing, Reporting, Sweep, Training
+from tests.trust.work import Explaining, Packing, ReportCommand, Reporting, Sweep, Training
 
-KILLS = {"training": 60, "packing": 50, "sweep": 20, "explaining": 30, "reporting": 40}
+KILLS = {"training": 60, "packing": 50, "sweep": 20, "explaining": 30, "reporting": 40, "report command": 5}
+SLOW = ("report command",)
 
 
 @pytest.fixture
@@ -26,13 +27,15 @@ def work(small_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
                 return Sweep(tmp_path, monkeypatch)
             case "explaining":
                 return Explaining()
+            case "report command":
+                return ReportCommand()
         return Reporting()
 
     return begin
 
 
 @pytest.mark.parametrize("share", [pytest.param(0.05, id="few"), pytest.param(1.0, id="all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KILLS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KILLS])
 def test_nothing_is_lost_by_a_kill_at_any_moment(kind, share, work, tmp_path, tried):
     one, choice = work(kind), random.Random(kind)
     one.run(tmp_path / "warm", lambda line: None)  # what is imported late is there for the children

@@ -3,6 +3,7 @@
 Each can be begun, gone on with after a disturbance, and judged against one that was never disturbed.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,41 @@ class Explaining:
     def same(self, one: Path, other: Path) -> None:
         files = {p.relative_to(one): p.read_bytes() for p in one.rglob("*.json")}
         assert files == {p.relative_to(other): p.read_bytes() for p in other.rglob("*.json")}
+
+
+class ReportCommand:
+    """`analyses.report` of a shipped checkpoint: a localization, its figures, and the page."""
+
+    def run(self, folder: Path, say: Say) -> None:
+        from analyses.report import main
+
+        main(["none-s0", "--n", "4", "--out", str(folder), "--quiet"])
+        say("page")
+
+    def kept(self, folder: Path, said: list[str]) -> None:
+        """Each file that has its name is whole, also where nothing was reported yet."""
+        from analyses.result import Result
+
+        assert (folder / "report.html").exists() or "page" not in said
+        for path in folder.rglob("*.html"):
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                assert path.read_text(encoding="utf-8").rstrip().endswith("</html>"), path
+        for result in folder.glob("*/*/"):
+            if not result.name.startswith("."):
+                Result.load(result)
+
+    def same(self, one: Path, other: Path) -> None:
+        names = [sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()) for folder in (one, other)]
+        assert names[0] == names[1]
+        for name in names[0]:
+            ours, theirs = (undated(folder, folder / name) for folder in (one, other))
+            assert ours == theirs, name
+
+
+def undated(folder: Path, path: Path) -> str:
+    """A text without its date and its folder's name."""
+    text = path.read_text(encoding="utf-8").replace(str(folder), "OUT")
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+:\d]*", "DATE", text)
 
 
 class Reporting:
