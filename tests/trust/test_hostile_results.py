@@ -11,8 +11,10 @@ import random
 import re
 import shutil
 from collections import Counter
+from functools import reduce
 from html.parser import HTMLParser
 from importlib import import_module
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,12 @@ def poisoned(result: Result, place: tuple[Any, ...] | str) -> Result:
     return Result(result.name, table, {}, meta)
 
 
+def is_text(result: Result, place: tuple[Any, ...] | str) -> bool:
+    """Whether what stands in a place is text, so that a page that shows it can show any."""
+    value = result.table[place].iloc[0] if isinstance(place, str) else reduce(getitem, place, result.meta)
+    return isinstance(value, str)
+
+
 def read_again(result: Result, folder: Path) -> Result:
     result.save(folder)
     return Result.load(folder)
@@ -117,13 +125,13 @@ def read_again(result: Result, folder: Path) -> Result:
 @pytest.mark.parametrize("made", [localized, probed, repaired])
 def test_a_payload_in_the_place_of_any_value_adds_nothing_to_the_page(made, tmp_path, tried):
     html, result = getattr(report_page, f"{PARTS[made]}_html"), made("role")
-    intact, without = Page(report_page.part_html(result, html, "None")), 0
+    intact, drawn = Page(report_page.part_html(result, html, "None")), []
     cases = [*places(result.meta).values(), *result.table.columns]
     for place in cases:
         shown = report_page.part_html(read_again(poisoned(result, place), tmp_path / "r"), html, "None")
         assert_harmless(shown, intact, place)
-        without += "cannot be shown" in shown
-    assert not intact.wrong and without <= len(cases) / 2, f"{without} of {len(cases)} were not drawn"
+        drawn += ["cannot be shown" not in shown] if is_text(result, place) else []
+    assert not intact.wrong and sum(drawn) > len(drawn) / 2, f"{sum(drawn)} of {len(drawn)} texts were drawn"
     tried("stored results with a payload", len(cases))
 
 
