@@ -71,6 +71,17 @@ def modelling() -> str:
     return f"local masks cost {cost['local']} of perplexity (holds), global ones {cost['global']} (not shown"
 
 
+def swept() -> str:
+    rows = pd.read_csv(RESULTS / "sweep" / "claims.csv")
+    rows = rows[rows.metric == "perplexity"].set_index("arm")
+    assert set(rows.verdict) == {"the opposite holds"} and len(rows) == 4
+    table = pd.read_csv(RESULTS / "sweep" / "table.csv")
+    base = table[(table.metric == "perplexity") & (table.arm == "none")].value
+    assert len(base) == 3
+    cost = 100 * rows.difference / base.mean()
+    return f"after a sixth of the training {cost.min():.0f} to {cost.max():.0f} %, with one winner as with four (holds)"
+
+
 def features() -> str:
     verdicts = {*claims("SAE L0 at FVU").verdict, *claims("SAE CE score at FVU").verdict}
     assert verdicts == {"not shown"}
@@ -113,7 +124,7 @@ def untangling() -> str:
 
 @pytest.mark.parametrize(
     "found",
-    [circuits, leakage, specialization, modelling, features, sparsity, rewriting, untangling, self_repair],
+    [circuits, leakage, specialization, modelling, swept, features, sparsity, rewriting, untangling, self_repair],
     ids=lambda found: found.__name__,
 )
 def test_what_was_found_follows_from_what_is_stored(found: Callable[[], str]):
