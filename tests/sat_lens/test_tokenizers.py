@@ -289,7 +289,7 @@ def test_the_command_writes_a_tokenizer_that_loads(tmp_path, capsys):
             str(tmp_path / "new"),
         ]
     )
-    assert capsys.readouterr().out == "1100 ids; 0 story words in pieces: \n"
+    assert capsys.readouterr().out == f"1100 ids; 0 story words in pieces\n{tmp_path / 'new' / 'tokenizer.json'}\n"
     assert len(load_tokenizer(tmp_path / "new")) == 1100
 
 
