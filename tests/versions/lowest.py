@@ -61,6 +61,9 @@ def untried(lower: dict[str, str], pinned: dict[str, str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
+    if len(argv) != 1:
+        sys.stderr.write(f"python tests/versions/lowest.py OUT: one file is needed; got {len(argv)}\n")
+        sys.exit(2)
     out = Path(argv[0])
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", EXTRA, "--quiet"]

@@ -16,6 +16,9 @@ def changes(pinned: Mapping[str, str], installed: Mapping[str, str]) -> list[str
 
 
 def main(argv: Sequence[str]) -> None:
+    if len(argv) != 1:
+        sys.stderr.write(f"python tests/versions/newer.py CONSTRAINTS: one file is needed; got {len(argv)}\n")
+        sys.exit(2)
     from lowest import normal, pins  # beside this file
 
     pinned = pins(Path(argv[0]).read_text(encoding="utf-8"))
