@@ -104,17 +104,22 @@ def _runs(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
+def locked(folder: Path | str, beside: bool = False) -> Iterator[None]:
     """Hold a folder, which is made, against other processes that ask for it; a process that dies lets go.
 
     Where the file system knows no locks, nothing is held.
+
+    Args:
+        beside: for a folder that is replaced as a whole: the lock stands beside it, and it is not made.
 
     Raises:
         ValueError: another process holds it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a", encoding="ascii") as file:
+    whole = folder.absolute()
+    lock = whole.with_name(f".{whole.name}{LOCK}") if beside else whole / LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a", encoding="ascii") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

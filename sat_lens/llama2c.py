@@ -19,7 +19,6 @@ from sat_lens._tl import HookedTransformer, HookedTransformerConfig, hooked_tran
 from sat_lens.files import regular
 
 HEADER = "<7i"
-LIMIT = 1 << 24  # of any size in the header
 
 
 def from_llama2c(path: Path | str, tokenizer: Path | str | None = None) -> HookedTransformer:
@@ -39,7 +38,7 @@ def from_llama2c(path: Path | str, tokenizer: Path | str | None = None) -> Hooke
     dim, hidden, n_layers, n_heads, n_kv, vocab, n_ctx = struct.unpack(HEADER, head)
     shared, vocab = vocab > 0, abs(vocab)
     sizes = (dim, hidden, n_layers, n_heads, n_kv, vocab, n_ctx)
-    if not all(0 < size < LIMIT for size in sizes) or dim % n_heads or n_heads % n_kv or dim // n_heads % 2:
+    if not all(size > 0 for size in sizes) or dim % n_heads or n_heads % n_kv or dim // n_heads % 2:
         raise ValueError(f"{path}: not a llama2.c model: impossible header {sizes}")
     d_head = dim // n_heads
     shapes = {

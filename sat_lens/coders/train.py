@@ -103,7 +103,7 @@ def train_coder(
 
     Raises:
         ValueError: no tokens that count, hook points that are not the model's, too little memory, a folder made with
-            other settings or tokens.
+            other settings or tokens, or written to by another process.
         TrainingStopped: a loss that is not finite; what was saved before stays.
 
     Cost: a forward pass as far as the site and about 6 n_latents (d_in + d_out) FLOPs a token. Memory: four times the
@@ -111,15 +111,17 @@ def train_coder(
     """
     settings = CoderTraining() if settings is None else settings
     run = _Run(model, tokens, kept_tokens(tokens, lengths, keep), cfg, settings, dtype, described or {})
-    if out is not None:
+    if out is None:
+        if resume:
+            raise ValueError("resume needs the folder of the run to go on from")
+        return run.train(progress)
+    with files.locked(out, beside=True):
         run.folder = files.recovered(out)
         if resume:
             run.resume()
         elif (run.folder / checkpoint.CONFIG).is_file():
             raise ValueError(f"{run.folder} holds a coder already; go on with resume, or choose another folder")
-    elif resume:
-        raise ValueError("resume needs the folder of the run to go on from")
-    return run.train(progress)
+        return run.train(progress)
 
 
 class _Run:

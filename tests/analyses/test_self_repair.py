@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,35 +21,18 @@ from analyses.self_repair.figures import self_repair_figures
 from analyses.self_repair.repair import repairers, story_self_repair, token_losses
 from analyses.self_repair.report_part import self_repair_html
 from analyses.self_repair.token_view import token_view
-from analyses.texts import Stories
 from sat_lens.repair import Resample, TopDE, heads, self_repair
-
-U = 3.0
-
-
-def texts(n=6, pos=9):
-    tokens = torch.randint(29, (n, pos), generator=torch.Generator().manual_seed(5))
-    return Stories(tokens, torch.tensor([pos, pos - 2, pos, pos - 1, pos, 4][:n]))
+from tests.cases.self_repair import backup_model, story_result, texts
 
 
 @pytest.fixture
 def backup(tiny_model):
-    """`backup(share)`: head 1.0 adds U to axis 0, and the MLP behind it adds `share` of what is missing of U there."""
+    return partial(backup_model, tiny_model)
 
-    def build(share):
-        model = tiny_model(ablation={"mask": "none"}, normalization_type=None, act_fn="relu", tie_word_embeddings=False)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-            attn, mlp = model.blocks[1].attn, model.blocks[1].mlp
-            attn.b_V[0, 0] = 1.0
-            attn.W_O[0, 0, 0] = U
-            mlp.W_in[0, 0], mlp.b_in[0] = -1.0, U
-            mlp.W_out[0, 0] = share
-            model.unembed.W_U[0] = torch.arange(29)
-        return model
 
-    return build
+@pytest.fixture(scope="module")
+def found():
+    return story_result()
 
 
 def test_the_share_that_a_backup_makes_up_for_is_found(backup):
@@ -104,21 +88,6 @@ def test_masks_have_a_share_and_a_control_where_they_react(tiny_model):
 
 def test_repairers_count_those_that_share_in_a_repair():
     assert repairers(np.array([[1.0, -1.0, 1.0, 0.0], [0.0, 5.0, 0.0, 0.0], [0, 0, 0, 0]])) == pytest.approx(2.0)
-
-
-@pytest.fixture(scope="module")
-def found():
-    """A Result with everything, made by hand-sized runs."""
-    from sat_lens import SelfAblatingTransformer, SelfAblation
-    from sat_lens._tl import HookedTransformerConfig
-
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=24, d_vocab=29, n_ctx=16, act_fn="gelu_new",
-        normalization_type="LN", dtype=torch.float64, device="cpu",
-    )  # fmt: skip
-    model = SelfAblatingTransformer(cfg, ablation=SelfAblation(k_attn=3, k_mlp=5)).eval()
-    return story_self_repair(model, texts(), stream="both", select="all", control=False)
 
 
 def test_figures_are_drawn_from_what_is_on_disk_and_say_what_was_selected(found, tmp_path):

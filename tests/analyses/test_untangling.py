@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
 from analyses.untangling.bench import Bench, bench
 from analyses.untangling.controls import dealt_labels, magnitude_matched, random_set
@@ -19,71 +17,23 @@ from analyses.untangling.pareto import front, front_area
 from analyses.untangling.parts import Directions, latents, mean_difference, neurons, principal_components
 from analyses.untangling.selection import greedy, tolerated
 from sat_lens.toy.arithmetic import task_data
-from sat_lens.toy.config import ToyConfig
 from sat_lens.toy.model import answer_logits, exact_match
-from sat_lens.toy.runs import fresh
-
-OPERANDS = 5
-
-
-class Table(HookedRootModule):
-    """Gives each (example, position) the state that a table holds."""
-
-    def __init__(self, rows):
-        super().__init__()
-        self.rows = rows
-        self.hook_state = HookPoint()
-        self.setup()
-
-    def forward(self, index):
-        return self.hook_state(self.rows[index])
-
-
-class Planted:
-    """A toy model whose states are written down: one row of a table an example; logits are linear in them."""
-
-    site = "hook_state"
-
-    def __init__(self, data, rows, unembedding):
-        self.data, self.net, self._unembedding = data, Table(rows), unembedding
-
-    def run(self, source, answer, names=()):
-        problems = self.data.problems
-        index = torch.tensor([int((problems.source == row).all(1).nonzero()[0]) for row in source])
-        state = self.net(index)
-        return self.readout(state), dict.fromkeys(names, state)
-
-    def readout(self, state):
-        return state @ self._unembedding
-
-    @property
-    def unembedding(self):
-        return self._unembedding
-
-    def answering(self, x):
-        return x
+from tests.cases.untangling import OPERANDS, Planted, addition_and_concatenation, planted_tasks, small_runs
 
 
 @pytest.fixture(scope="module")
 def data():
-    return task_data(OPERANDS, train_share=0.3, val_share=0.35, seed=2)
+    return addition_and_concatenation()
 
 
 @pytest.fixture(scope="module")
 def planted(data):
-    """Dimension v + V k says "token v, task k"; one more, both tasks' share of E, is written by both alike."""
-    size = len(data.tokenizer)
-    problems, end = data.problems, data.tokenizer.ids["E"]
-    rows = torch.zeros(*problems.answer.shape, 2 * size + 1, dtype=torch.float64).scatter_(
-        2, (problems.answer + size * problems.task[:, None])[..., None], 1.0
-    )
-    is_end = problems.answer == end
-    rows[is_end] = 0.0
-    rows[..., -1][is_end] = 1.0
-    one = torch.zeros(1, size, dtype=torch.float64)
-    one[0, end] = 1.0
-    unembedding = 20 * torch.cat([torch.eye(size, dtype=torch.float64)] * 2 + [one])
-    return Planted(data, rows, unembedding)
+    return planted_tasks(data)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return small_runs()
 
 
 def identity(width, site="hook_state"):
@@ -120,20 +70,6 @@ def test_importance_by_hand_and_its_sum(planted, data):
     assert values[token].tolist() == pytest.approx([expected, 0.0])
     assert summed(values)[token].item() == pytest.approx(expected)
     assert torch.allclose(values, importance(judged, method="hooks"), atol=1e-12)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """Small runs with real weights: nothing is known about them but how they compute."""
-    found = {}
-    for arch in ("decoder", "seq2seq"):
-        config = ToyConfig(arch=arch, operands=OPERANDS, d_model=16, n_heads=2, d_mlp=24, n_latents=20, n_layers=1,
-                           train_share=0.6, val_share=0.2)  # fmt: skip
-        found[arch] = fresh(config)
-        with torch.no_grad():
-            for p in found[arch].toy.net.parameters():
-                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.2)
-    return found
 
 
 @pytest.mark.parametrize("arch", ["decoder", "seq2seq"])

@@ -17,43 +17,22 @@ from sat_lens.toy.model import answer_logits, counted, states
 from sat_lens.toy.runs import ToyRun, fresh
 from sat_lens.toy.side_sae import SideSAE
 from sat_lens.toy.task import operator_task
-from tests.analyses.test_untangling import OPERANDS, Planted
+from tests.cases.untangling import OPERANDS, addition_and_concatenation, planted_tasks, small_runs
 
 
 @pytest.fixture(scope="module")
 def data():
-    return task_data(OPERANDS, train_share=0.3, val_share=0.35, seed=2)
+    return addition_and_concatenation()
 
 
 @pytest.fixture(scope="module")
 def planted(data):
-    """Dimension v + V k says "token v, task k"; one more, both tasks' share of E, is written by both alike."""
-    size = len(data.tokenizer)
-    problems, end = data.problems, data.tokenizer.ids["E"]
-    rows = torch.zeros(*problems.answer.shape, 2 * size + 1, dtype=torch.float64).scatter_(
-        2, (problems.answer + size * problems.task[:, None])[..., None], 1.0
-    )
-    is_end = problems.answer == end
-    rows[is_end] = 0.0
-    rows[..., -1][is_end] = 1.0
-    one = torch.zeros(1, size, dtype=torch.float64)
-    one[0, end] = 1.0
-    unembedding = 20 * torch.cat([torch.eye(size, dtype=torch.float64)] * 2 + [one])
-    return Planted(data, rows, unembedding)
+    return planted_tasks(data)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """Small runs with real weights: nothing is known about them but how they compute."""
-    found = {}
-    for arch in ("decoder", "seq2seq"):
-        config = ToyConfig(arch=arch, operands=OPERANDS, d_model=16, n_heads=2, d_mlp=24, n_latents=20, n_layers=1,
-                           train_share=0.6, val_share=0.2)  # fmt: skip
-        found[arch] = fresh(config)
-        with torch.no_grad():
-            for p in found[arch].toy.net.parameters():
-                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.2)
-    return found
+    return small_runs()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sat_lens import SelfAblatingTransformer, SelfAblation
 from sat_lens.memory import keep_freed_memory
@@ -44,6 +45,38 @@ def step(size: dict[str, Any], n_threads: int, mask: str, path: str = "fused") -
             return update(model.losses(tokens).total)
         with mock.patch("sat_lens.fast.applies", lambda model: False):
             return update(model.losses(tokens).total)
+
+    return work
+
+
+class OrdinaryBlock(nn.Module):
+    """A block as one writes it in PyTorch."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.n_heads, self.scale = cfg.n_heads, 1 / cfg.attn_scale if cfg.use_attn_scale else 1.0
+        self.ln1, self.ln2 = nn.LayerNorm(cfg.d_model), nn.LayerNorm(cfg.d_model)
+        self.qkv, self.out = nn.Linear(cfg.d_model, 3 * cfg.d_model, bias=False), nn.Linear(cfg.d_model, cfg.d_model)
+        self.up, self.down = nn.Linear(cfg.d_model, cfg.d_mlp), nn.Linear(cfg.d_mlp, cfg.d_model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(self.ln1(x)).unflatten(-1, (3, self.n_heads, -1)).transpose(1, 3)
+        z = F.scaled_dot_product_attention(*qkv.unbind(2), is_causal=True, scale=self.scale)
+        x = x + self.out(z.transpose(1, 2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
+
+
+def ordinary_step(size: dict[str, Any], n_threads: int) -> Callable[[], None]:
+    """The same model in ordinary PyTorch: nn.Linear, F.scaled_dot_product_attention, all logits at once."""
+    keep_freed_memory()
+    cfg = config(size, n_threads)
+    embed, pos = nn.Embedding(cfg.d_vocab, cfg.d_model), nn.Embedding(cfg.n_ctx, cfg.d_model)
+    body = nn.Sequential(*(OrdinaryBlock(cfg) for _ in range(cfg.n_layers)), nn.LayerNorm(cfg.d_model))
+    update, tokens = _update(nn.ModuleList([embed, pos, body])), random_tokens(size, cfg)
+
+    def work() -> None:
+        logits = F.linear(body(embed(tokens[:, :-1]) + pos.weight), embed.weight)
+        update(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
 
     return work
 
@@ -92,6 +125,7 @@ ARMS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[Any, ...]]] = {
     "step: local, hooked": (step, ("local", "hooked")),
     "step: global, hooked": (step, ("global", "hooked")),
     "step: HookedTransformer": (plain_step, ()),
+    "step: no mask, ordinary PyTorch (SDPA)": (ordinary_step, ()),
     "forward: HookedTransformer": (forward, ("plain",)),
     "forward: no mask": (forward, ("none",)),
     "forward: local, both streams": (forward, ("local", "both")),

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from sat_lens import files
 from sat_lens.coders import Coder, CoderConfig, CoderTraining, SiteBatch, load_coder, train_coder
 from sat_lens.coders import train as training
 from sat_lens.coders.objective import fvu, initialise, losses, remove_parallel_gradient, unit_rows
@@ -154,6 +155,15 @@ def test_a_run_says_what_it_was(tiny_model, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["tokens"] == 900 and lines[-1]["fvu"] < lines[0]["fvu"]
     assert torch.equal(load_coder(tmp_path / "run").W_dec, coder.W_dec)
+
+
+def test_two_processes_do_not_write_to_one_coder(tiny_model, tmp_path):
+    model = tiny_model({"mask": "none"})
+    for resume in (False, True):
+        with files.locked(tmp_path / "run", beside=True), pytest.raises(ValueError, match="another process writes to"):
+            run(model, tmp_path / "run", resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
+    run(model, tmp_path / "run")
 
 
 def test_another_run_is_not_gone_on_with(tiny_model, tmp_path):

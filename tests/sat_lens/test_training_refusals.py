@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,25 +16,15 @@ import torch
 from sat_lens import load
 from sat_lens.checkpoint import CheckpointError, read_config
 from sat_lens.presets import PRESETS, TrainingSettings
-from sat_lens.training import Trainer
-from tests.sat_lens.test_training import ROOT, SETTINGS, assert_same_run, log_lines, text
+from tests.cases.training import assert_same_run, log_lines, trainers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def trainer(tiny_model, tmp_path):
     """`trainer(name="run", ablation=None, batches=text, **settings)`: a Trainer with a model of fixed weights."""
-
-    def build(name="run", ablation=None, batches=text, described=None, probes=None, **settings):
-        model = tiny_model(ablation, dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(0.3)
-        held_out = (text(10_000, 8), torch.ones(8, 16))
-        chosen = TrainingSettings(**SETTINGS | settings)
-        torch.manual_seed(0)
-        return Trainer(model, chosen, batches, held_out, tmp_path / name, described, probes)
-
-    return build
+    return trainers(tiny_model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -160,4 +160,4 @@ def remounted(folder: Path, options: str) -> None:
 
 def left_behind(folder: Path) -> list[str]:
     """Hidden or temporary names anywhere in a folder, but for the file by which it is held."""
-    return sorted(p.name for p in folder.rglob("*") if p.name.startswith(".") and p.name != ".lock")
+    return sorted(p.name for p in folder.rglob("*") if p.name.startswith(".") and not p.name.endswith(".lock"))

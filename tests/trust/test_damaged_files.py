@@ -346,6 +346,9 @@ HEADER = (0, 1, -1, 2, 3, 4, 6, 7, 8, 12, 16, -16, 20, 1 << 20, (1 << 24) - 1, 1
 SAME_SIZE = ((8, 12, 2, 2, 1, 15, 6), (8, 12, 2, 2, 1, 14, 8), (8, 12, 2, 4, 2, 16, 8))
 """Lies of which a model has as many numbers as the file: no reader can tell."""
 
+IMPOSSIBLE = ((8, 12, 2, 4, 3, 8, 8), (8, 12, 2, 8, 4, 18, 4), (8, 12, 2, 8, 4, 18, 9))
+"""Of the file's size too, but of no model: 4 heads on 3 keys; heads of one channel, which cannot be turned in pairs."""
+
 
 def lie(header: Sequence[int], choice: random.Random) -> tuple[int, ...]:
     changed = list(header)
@@ -374,4 +377,7 @@ def test_a_llama2c_header_that_lies(n, tmp_path, tried):
             said = (cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads)
             assert (*said, cfg.d_vocab, cfg.n_ctx) == (*lying[:5], abs(lying[5]), lying[6])
     assert n_fit >= len(SAME_SIZE), "no lie had the file's size"
-    tried("llama2.c headers that lie", n)
+    for lying in IMPOSSIBLE:
+        path.write_bytes(struct.pack("<7i", *lying) + body)
+        assert "impossible header" in (outcome(lambda: from_llama2c(path), case=str(lying)).refusal or "")
+    tried("llama2.c headers that lie", n + len(IMPOSSIBLE))

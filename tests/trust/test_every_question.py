@@ -206,7 +206,9 @@ def test_a_command_given_twice_writes_the_same(name, tmp_path, monkeypatch, caps
         torch.manual_seed(len(written))  # where a process stands may not matter
         main(flags)
         said = capsys.readouterr().out.replace(str(out), "OUT")
-        found = {path.relative_to(out): path for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+        found = {
+            path.relative_to(out): path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+        }
         content = {"said": said}
         for place, path in sorted(found.items()):
             if path.suffix in (".safetensors", ".csv", ".bin"):

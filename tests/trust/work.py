@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sat_lens.presets import TrainingSettings
-from tests.sat_lens.test_training import assert_same_run, text
+from tests.cases.training import assert_same_run, text
 from tests.trust.processes import left_behind
 
 Say = Callable[[str], None]
