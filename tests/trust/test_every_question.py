@@ -1,6 +1,5 @@
 """Every question leaves model and process as it found them, also when it is stopped, and answers the same twice."""
 
-import json
 from importlib import import_module
 
 import numpy as np
@@ -8,11 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from sat_lens import SelfAblatingTransformer, SelfAblation, save
+from sat_lens import SelfAblatingTransformer, SelfAblation
 from sat_lens._tl import HookedTransformerConfig, hooked_transformer
-from sat_lens.presets import PRESETS
 from sat_lens.tokenizers import load_tokenizer
-from tests.trust.work import STORY, TINY
 
 QUESTIONS = {
     "localization, units": "localization --n 4",
@@ -170,54 +167,3 @@ def test_a_model_wide_enough_for_two_threads_answers_as_on_one(question, monkeyp
         finally:
             torch.set_num_threads(1)
     pd.testing.assert_frame_equal(*tables, rtol=1e-3, atol=1e-4)
-
-
-COMMANDS = {
-    "generate": "sat_lens.generate {ck} --tokens 12 --seed 3",
-    "evaluate": "sat_lens.evaluate {ck} --n 4 --max-tokens 2000",
-    "training": "sat_lens.train --corpus {text} --held-out {text} --cache {out}/packed --steps 3 --eval-every 1 "
-    "--eval-rows 2 --batch-size 2 --max-tokens 4000 --warmup-steps 1 --out {out}/run --quiet",
-    "sae": "analyses.sae {ck} --steps 2 --coefficients 1 --expansion 2 --n 4 --out {out} --quiet",
-    "paper": "analyses.paper {ck} --stored --tokens 2000 --out {out} --quiet",
-}
-NO_PART_OF_AN_ANSWER = ("date", "command", "tokens_per_second", "seconds")
-
-
-def bare(value: object, out: str) -> object:
-    """JSON without dates, rates and the folder it was written to."""
-    if isinstance(value, dict):
-        return {key: bare(inner, out) for key, inner in value.items() if key not in NO_PART_OF_AN_ANSWER}
-    if isinstance(value, list):
-        return [bare(inner, out) for inner in value]
-    return value.replace(out, "OUT") if isinstance(value, str) else value
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("sae", "paper"))) for name in COMMANDS]
-)
-def test_a_command_given_twice_writes_the_same(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PRESETS["cpu"], "model", TINY)
-    save(made("local"), tmp_path / "ck")
-    (tmp_path / "text.txt").write_text(STORY * 60)
-    written = []
-    for out in (tmp_path / "one", tmp_path / "other"):
-        module, *flags = COMMANDS[name].format(ck=tmp_path / "ck", text=tmp_path / "text.txt", out=out).split()
-        main = import_module(module if module.startswith("sat_lens") else f"{module}.__main__").main
-        torch.manual_seed(len(written))  # where a process stands may not matter
-        main(flags)
-        said = capsys.readouterr().out.replace(str(out), "OUT")
-        found = {
-            path.relative_to(out): path for path in out.rglob("*") if path.is_file() and not path.name.endswith(".lock")
-        }
-        content = {"said": said}
-        for place, path in sorted(found.items()):
-            if path.suffix in (".safetensors", ".csv", ".bin"):
-                content[str(place)] = path.read_bytes()
-            elif path.suffix in (".json", ".jsonl") and path.name.lower() != "manifest.json":
-                lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-                content[str(place)] = [bare(json.loads(line), str(out)) for line in lines]
-        written.append(content)
-    assert written[0].keys() == written[1].keys()
-    assert len(written[0]["said"]) > 10 or len(written[0]) > 2
-    for place, content in written[0].items():
-        assert content == written[1][place], place
