@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 try:
     import fcntl
@@ -107,7 +107,7 @@ def _runs(process: int) -> bool:
 def locked(folder: Path | str, beside: bool = False) -> Iterator[None]:
     """Hold a folder, which is made, against other processes that ask for it; a process that dies lets go.
 
-    Where the file system knows no locks, nothing is held.
+    What was made and stayed empty is removed at the end. Where the file system knows no locks, nothing is held.
 
     Args:
         beside: for a folder that is replaced as a whole: the lock stands beside it, and it is not made.
@@ -115,21 +115,40 @@ def locked(folder: Path | str, beside: bool = False) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    folder = Path(folder)
-    whole = folder.absolute()
+    whole = Path(folder).absolute()
     lock = whole.with_name(f".{whole.name}{LOCK}") if beside else whole / LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a", encoding="ascii") as file:
+    new = [place for place in lock.parents if not place.exists()]
+    file = _held(lock)
+    if file is None:
+        raise ValueError(f"another process writes to {folder}; wait for its end, or choose another folder")
+    try:
+        yield
+    finally:
+        with file, contextlib.suppress(OSError):
+            lock.unlink()
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for place in new:
+                place.rmdir()
+
+
+def _held(lock: Path) -> IO[str] | None:
+    """The locked file, or None where another process has it."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a", encoding="ascii")  # noqa: SIM115
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
         except BlockingIOError:
-            raise ValueError(
-                f"another process writes to {folder}; wait for its end, or choose another folder"
-            ) from None
-        except OSError:
+            file.close()
+            return None
+        except FileNotFoundError:
             pass
-        yield
+        except OSError:
+            return file
+        file.close()  # who held it removed it between our opening and our lock: that lock would keep nobody out
 
 
 def replace_folder(temporary: Path | str, final: Path | str) -> None:

@@ -156,3 +156,38 @@ def test_sha256_reads_files_larger_than_a_piece(tmp_path):
     million = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"  # FIPS 180-2, appendix B.3
     assert sha256_file(tmp_path / "a") == million
     assert sha256_file(tmp_path / "b") != sha256_file(tmp_path / "c")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_lock_leaves_nothing_where_nothing_was_written(beside, tmp_path):
+    run = tmp_path / "runs" / "run"
+    with pytest.raises(RuntimeError), files.locked(run, beside):
+        assert [path.name for path in tmp_path.rglob("*lock")] == [".run.lock" if beside else files.LOCK]
+        raise RuntimeError("refused after all")
+    assert not (tmp_path / "runs").exists()
+    with files.locked(run, beside):
+        run.mkdir(exist_ok=True)
+        (run / "log").touch()
+    assert [path.name for path in run.parent.rglob("*")] == ["run", "log"]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks here")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_its_holder_removed_before_we_had_it_is_asked_for_again(again, tmp_path, monkeypatch):
+    """Else two could write: one with a lock on a file that has no name any more, and one with the next file's."""
+    asked, lock = [], tmp_path / "run" / files.LOCK
+    flock = files.fcntl.flock
+
+    def late(file, how):
+        if not asked:
+            lock.unlink()
+            if again:
+                lock.touch()
+        asked.append(os.fstat(file.fileno()).st_ino)
+        flock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.locked(tmp_path / "run"):
+        assert len(asked) == 2 and lock.stat().st_ino == asked[1]
+        with pytest.raises(ValueError, match="another process"), files.locked(tmp_path / "run"):
+            pass
