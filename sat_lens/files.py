@@ -15,7 +15,8 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -26,6 +27,8 @@ except ImportError:  # no Unix
 
 LOCK = ".lock"
 """File by which a process holds a folder."""
+
+ATTEMPTS, PAUSE_S = 20, 0.02
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:
@@ -115,10 +118,9 @@ def locked(folder: Path | str, beside: bool = False) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    whole = Path(folder).absolute()
+    whole = Path(folder).resolve()
     lock = whole.with_name(f".{whole.name}{LOCK}") if beside else whole / LOCK
-    new = [place for place in lock.parents if not place.exists()]
-    file = _held(lock)
+    file, new = _held(lock)
     if file is None:
         raise ValueError(f"another process writes to {folder}; wait for its end, or choose another folder")
     try:
@@ -126,29 +128,53 @@ def locked(folder: Path | str, beside: bool = False) -> Iterator[None]:
     finally:
         with file, contextlib.suppress(OSError):
             lock.unlink()
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for place in new:
-                place.rmdir()
+        _remove_empty(new)
 
 
-def _held(lock: Path) -> IO[str] | None:
-    """The locked file, or None where another process has it."""
-    while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "a", encoding="ascii")  # noqa: SIM115
+def _held(lock: Path) -> tuple[IO[str] | None, list[Path]]:
+    """The locked file, or None where another process has it; and the folders that were made for it.
+
+    A holder that ends removes the file, and folders that stayed empty: what it removes between two steps of ours is
+    made again, and a lock on a file that has no name any more, which would keep nobody out, is asked for again.
+    """
+    for last in [False] * (ATTEMPTS - 1) + [True]:
+        new = [place for place in lock.parents if not place.exists()]
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "a", encoding="ascii")  # noqa: SIM115
+        except OSError as error:
+            _remove_empty(new)
+            if last or not isinstance(error, (FileNotFoundError, FileExistsError)):
+                raise
+            time.sleep(PAUSE_S)
+            continue
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                return file
         except BlockingIOError:
             file.close()
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return file
-        file.close()  # who held it removed it between our opening and our lock: that lock would keep nobody out
+            return None, []
+        except OSError:  # no locks here
+            return file, new
+        if last or _still_named(file, lock):  # at last also where a file system gives a file two numbers
+            return file, new
+        file.close()
+        time.sleep(PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _still_named(file: IO[str], lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+    except OSError:
+        return False
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove these, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for place in folders:
+            place.rmdir()
 
 
 def replace_folder(temporary: Path | str, final: Path | str) -> None:

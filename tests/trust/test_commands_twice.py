@@ -59,7 +59,8 @@ def answers(out: Path) -> dict[str, object]:
     """What a folder holds, without what may differ: dates, rates, the folder's own name, sums of all that."""
     content: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
-        if not path.is_file() or path.name.endswith(".lock") or path.name.lower() == "manifest.json":
+        assert not path.name.endswith(".lock"), "a lock that was left"
+        if not path.is_file() or path.name.lower() == "manifest.json":
             continue
         place = str(path.relative_to(out))
         if path.suffix in (".json", ".jsonl"):

@@ -18,15 +18,11 @@ TARGETS = ("txt", "jsonl", "json", "task-json", "task-csv", "llama2c-tokenizer",
 def test_no_input_that_the_fuzzer_finds_ends_in_anything_but_a_refusal(target, tmp_path, tried):
     limits = ["-runs=10000", "-seed=1", "-max_total_time=12", "-timeout=20", "-rss_limit_mb=3000", "-max_len=4096"]
     script = ROOT / "tests" / "trust" / "guided.py"
-    forked = [
-        "/bin/sh",
-        "-c",
-        '"$@"; exit $?',
-        "sh",
-    ]  # a process begins with its parent's peak of memory: with a shell's
+    # a process begins with its parent's peak of memory: here with a shell's, not with that of all tests before
+    command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", sys.executable, str(script), target, *limits]
     found = subprocess.run(
-        [*forked, sys.executable, str(script), target, *limits], capture_output=True, text=True, errors="replace",
-        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}, timeout=300,
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}, capture_output=True, text=True,
+        errors="replace", timeout=300,
     )  # fmt: skip
     crash = [path.read_bytes()[:300] for path in tmp_path.glob("*-*")]
     assert found.returncode == 0, f"{found.stderr[-1500:]} {crash}"

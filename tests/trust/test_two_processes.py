@@ -1,6 +1,7 @@
 """Two processes and one folder: the second writer is refused, a reader meets a whole folder, the dead let go."""
 
 import argparse
+import os
 import signal
 import time
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sat_lens import files, load, save
 from tests.trust.processes import Child
@@ -16,12 +18,12 @@ from tests.trust.work import STORY, TINY
 
 @pytest.fixture
 def holding() -> Any:
-    """`holding(folder)`: a process that holds the folder, until the end of the test."""
+    """`holding(folder, beside=False)`: a process that holds the folder, until the end of the test."""
     children = []
 
-    def hold(folder: Path) -> Child:
+    def hold(folder: Path, beside: bool = False) -> Child:
         def act(say: Any) -> None:
-            with files.locked(folder):
+            with files.locked(folder, beside):
                 say("held")
                 time.sleep(60)
 
@@ -87,6 +89,53 @@ def test_a_second_writer_is_refused_until_the_first_has_died(begin, holding, tmp
     act()
     assert [path.name for path in (tmp_path / "run").iterdir()] not in ([], [files.LOCK])
     tried("two writers")
+
+
+def test_a_coder_is_trained_by_one_process_at_a_time_under_any_name_of_its_folder(holding, tmp_path, tiny_model, tried):
+    from sat_lens.coders import CoderConfig, CoderTraining, train_coder
+
+    cfg = CoderConfig("sae", "hook_embed", "hook_embed", 16, 16, 8, 2)
+    trained = partial(
+        train_coder, tiny_model({"mask": "none"}), torch.ones(2, 9, dtype=torch.long), cfg, CoderTraining(n_tokens=18)
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    first = holding(tmp_path / "run", beside=True)
+    for name in ("run", "link"):
+        with pytest.raises(ValueError, match=r"another process writes to .*; wait for its end, or choose another"):
+            trained(out=tmp_path / name)
+    assert not (tmp_path / "run").exists()
+    first.signal(signal.SIGKILL)
+    first.ended()
+    trained(out=tmp_path / "run")
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "run"}
+    tried("two writers")
+
+
+def test_many_who_ask_for_one_folder_again_and_again_never_have_it_together(tmp_path, tried):
+    """What a holder removes at its end, another may be about to lock, or to open, or just have made."""
+    folder, inside, turns = tmp_path / "runs" / "run", tmp_path / "inside", 150
+
+    def act(say: Any) -> None:
+        held = 0
+        for _ in range(turns):
+            try:
+                with files.locked(folder):
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                    os.unlink(inside)
+                    held += 1
+            except ValueError as refused:
+                assert "another process writes" in str(refused)
+        say(str(held))
+
+    children = [Child(act) for _ in range(4)]
+    try:
+        assert [child.ended() for child in children] == [0] * 4, [child.said() for child in children]
+        assert sum(int(child.said()[-1]) for child in children) >= turns // 2
+    finally:
+        for child in children:
+            child.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    tried("two writers", 4 * turns)
 
 
 def saving(models: list[Any], folder: Path, say: Any) -> None:
