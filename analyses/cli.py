@@ -5,6 +5,7 @@ Nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -130,13 +131,14 @@ def answer(
     compare: Callable[[Sequence[Any]], Any] | None = None,
     compared_figures: Callable[[Any], Mapping[str, Any]] = lambda result: {},
     variant: str = "",
-) -> None:
-    """Ask the question of each checkpoint, and write and print what comes.
+    dealt: bool = False,
+) -> bool:
+    """Ask the question of each checkpoint, and write and print what comes; whether this process is the one that wrote.
 
     Args:
         question: its name, the folder under `--out`.
         args: of `question_parser`.
-        analyse: from a model and the arguments to a Result.
+        analyse: from a model and the arguments, with the checkpoint's `name` among them, to a Result.
         figures: from a Result to its figures by file name.
         argv: the command line, for the record; None: the process's own.
         compare: from the Results of several checkpoints to one that compares them, which goes to the folder
@@ -144,6 +146,7 @@ def answer(
         compared_figures: from that Result to its figures.
         variant: of the question, where it has several whose answers should stand side by side: folders are then
             named `CKPTNAME.variant`.
+        dealt: among several processes each takes whole checkpoints, in turn; else the question divides its own loop.
     """
     names = result_names(args.checkpoints)
     if args.out.exists() and not args.out.is_dir():
@@ -152,19 +155,42 @@ def answer(
         refuse_missing_file(checkpoint)
     command = ["python", "-m", f"analyses.{question}", *(sys.argv[1:] if argv is None else argv)]
     found, ending = [], f".{variant}" if variant else ""
+
+    def asked(checkpoint: str, name: str) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
+            model = load_model(checkpoint, args.device)
+            needs.require(model, question, args)
+            result = analyse(model, argparse.Namespace(**vars(args) | {"name": name}))
+        return with_provenance(result, model, checkpoint, args.seed, command)
+
     with joined(args):
-        for checkpoint, name in zip(args.checkpoints, names, strict=True):
-            with contextlib.redirect_stdout(sys.stderr):  # TransformerLens prints as it loads
-                model = load_model(checkpoint, args.device)
-                needs.require(model, question, args)
-                result = analyse(model, args)
+        answers = in_turns if dealt else map
+        for name, result in zip(names, answers(asked, args.checkpoints, names), strict=True):
             if is_main():
-                result = with_provenance(result, model, checkpoint, args.seed, command)
                 found.append(result)
                 show(result, figures, args.out / question / f"{name}{ending}", args)
     if compare is not None and len(found) > 1:
         compared = with_shared_provenance(compare(found), found)
         show(compared, compared_figures, args.out / question / f"{COMPARED}{ending}", args)
+    return bool(found)
+
+
+def in_turns(ask: Callable[[str, str], Any], checkpoints: Sequence[str], names: Sequence[str]) -> Iterator[Any]:
+    """`map`, whose calls are dealt among the processes, a round at a time; rank 0 has all answers, the others none."""
+    from analyses.result import Result
+    from sat_lens import distributed
+
+    for start in range(0, len(names), n := distributed.world_size()):
+        mine, text = start + distributed.rank(), ""
+        if mine < len(names):
+            with distributed.alone():
+                result = ask(checkpoints[mine], names[mine])
+            if n == 1:
+                yield result
+                continue
+            text = json.dumps(result.files())
+        texts = distributed.gather_texts(text)[: len(names) - start]
+        yield from (Result.of_files(json.loads(text)) if is_main() else None for text in texts)
 
 
 def show(result: Any, figures: Callable[[Any], Mapping[str, Any]], folder: Path, args: argparse.Namespace) -> None:

@@ -4,8 +4,10 @@ On disk it is `table.csv` and `meta.json`, readable without this project.
 """
 
 import dataclasses
+import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,19 @@ class Result:
         document = {"name": self.name, "table": rows, "units": self.units, "meta": self.meta}
         return json.dumps(plain(document), allow_nan=False)
 
-    def save(self, folder: Path | str) -> None:
-        """Write `table.csv` and `meta.json`, each whole or not at all."""
+    def files(self) -> dict[str, str]:
+        """By name, the text of the files that `save` writes."""
         dtypes = {column: str(dtype) for column, dtype in self.table.dtypes.items()}
         meta = {"name": self.name, "units": self.units, "dtypes": dtypes, "meta": self.meta}
-        write_whole(Path(folder) / "table.csv", self.table.to_csv(index=False, lineterminator="\n"))
-        write_whole(Path(folder) / "meta.json", json.dumps(plain(meta), indent=2, allow_nan=False) + "\n")
+        return {
+            "table.csv": self.table.to_csv(index=False, lineterminator="\n"),
+            "meta.json": json.dumps(plain(meta), indent=2, allow_nan=False) + "\n",
+        }
+
+    def save(self, folder: Path | str) -> None:
+        """Write `table.csv` and `meta.json`, each whole or not at all."""
+        for name, text in self.files().items():
+            write_whole(Path(folder) / name, text)
 
     @staticmethod
     def load(folder: Path | str) -> "Result":
@@ -59,21 +68,25 @@ class Result:
             ValueError: files that `save` did not write.
         """
         try:
-            meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
-            if not isinstance(meta["name"], str) or not all(
-                isinstance(meta[k], dict) for k in ("units", "dtypes", "meta")
-            ):
-                raise ValueError("name must be text; units, dtypes and meta objects")
-            table = pd.read_csv(
-                Path(folder) / "table.csv",
-                dtype=meta["dtypes"],
-                keep_default_na=False,
-                na_values=[""],
-                engine="python",  # reads floats exactly in every version of pandas
-            )
-            return Result(meta["name"], table, meta["units"], meta["meta"])
+            found = {name: (Path(folder) / name).read_text(encoding="utf-8") for name in ("meta.json", "table.csv")}
+            return Result.of_files(found)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{folder} must hold the table.csv and meta.json of a result: {error}") from None
+
+    @staticmethod
+    def of_files(found: Mapping[str, str]) -> "Result":
+        """What `files` gave. Raises: KeyError, TypeError, ValueError, RecursionError for what it did not give."""
+        meta = json.loads(found["meta.json"])
+        if not isinstance(meta["name"], str) or not all(isinstance(meta[k], dict) for k in ("units", "dtypes", "meta")):
+            raise ValueError("name must be text; units, dtypes and meta objects")
+        table = pd.read_csv(
+            io.StringIO(found["table.csv"], newline=""),
+            dtype=meta["dtypes"],
+            keep_default_na=False,
+            na_values=[""],
+            engine="python",  # reads floats exactly in every version of pandas
+        )
+        return Result(meta["name"], table, meta["units"], meta["meta"])
 
 
 def plain(value: Any) -> Any:

@@ -147,6 +147,12 @@ def ending_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def refuse_several(what: str) -> None:
+    """Raise a ValueError, before anything is written, where torchrun started more than one process."""
+    if (n := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(f"{what} runs in one process, and torchrun started {n}: start it without torchrun")
+
+
 def _rank() -> int:
     """Which of torchrun's processes this is, before any of them has met the others; 0 without torchrun."""
     rank = os.environ.get("RANK", "0")

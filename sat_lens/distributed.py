@@ -76,14 +76,28 @@ def _own_device(device: str) -> str:
     return f"cuda:{index}"
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For a while this process is rank 0 of one: what it does meanwhile is divided among nobody."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def rank() -> int:
     """0 in a single process."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world_size() -> int:
     """Processes that work together; 1 without torchrun."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def is_main() -> bool:
@@ -146,6 +160,13 @@ def gather_rows(rows: Shaped[Tensor, "mine *shape"]) -> Shaped[Tensor, "all *sha
     with losing_peers():
         dist.all_gather(parts, padded)
     return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all ranks, in the order of ranks, on each of them."""
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    sizes = gather_rows(torch.tensor([len(data)]))
+    return [bytes(part.tolist()).decode() for part in gather_rows(data).split(sizes.tolist())]
 
 
 def barrier() -> None:

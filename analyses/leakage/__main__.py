@@ -83,7 +83,16 @@ def compared_figures(result: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    answer("leakage", arguments(argv), analyse, figures, argv, compare=compare, compared_figures=compared_figures)
+    answer(
+        "leakage",
+        arguments(argv),
+        analyse,
+        figures,
+        argv,
+        compare=compare,
+        compared_figures=compared_figures,
+        dealt=True,
+    )
 
 
 if __name__ == "__main__":

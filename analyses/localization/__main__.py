@@ -191,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     compared = {"compare": compare, "compared_figures": compared_figures} if args.method in CIRCUIT_METHODS else {}
     variant = args.method if args.method != "units" else args.stream if args.stream != "clean" else ""
-    answer("localization", args, analyse, figures, argv, variant=variant, **compared)
+    dealt = args.method != "units"
+    answer("localization", args, analyse, figures, argv, variant=variant, dealt=dealt, **compared)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.cli import COMPARED, answer, is_main, positive, question_parser, refuse_missing_file, result_names
+from analyses.cli import COMPARED, answer, positive, question_parser, refuse_missing_file, result_names
 from sat_lens.commands import run
 from sat_lens.devices import check_device
 from sat_lens.tasks.names import TASKS
@@ -56,43 +56,38 @@ def short(args: argparse.Namespace) -> list[str]:
     return told + (["the generator's text"] if args.corpus in (None, "stories") else [])
 
 
-def analyse_named(names: Sequence[str]) -> Any:
-    """The rows of one model after the other, whose answers are kept under these names."""
-    coming = iter(names)
+def analyse(model: Any, args: argparse.Namespace) -> Any:
+    """The rows of one model, whose answers to the other questions are kept under its name."""
+    from analyses.arms import arm_of
+    from analyses.paper.asked import FOLDERS, found
+    from analyses.paper.circuits import stored_circuit
+    from analyses.paper.curves import held_out_curve
+    from analyses.paper.mechanism import mechanism
+    from analyses.paper.rows import model_rows
+    from analyses.paper.story import told_story
+    from analyses.provenance import provenance
+    from analyses.result import Result
+    from sat_lens.checkpoint import LOG, resolve
+    from sat_lens.evaluate import corpus_losses
 
-    def analyse(model: Any, args: argparse.Namespace) -> Any:
-        from analyses.arms import arm_of
-        from analyses.paper.asked import FOLDERS, found
-        from analyses.paper.circuits import stored_circuit
-        from analyses.paper.curves import held_out_curve
-        from analyses.paper.mechanism import mechanism
-        from analyses.paper.rows import model_rows
-        from analyses.paper.story import told_story
-        from analyses.provenance import provenance
-        from analyses.result import Result
-        from sat_lens.checkpoint import LOG, resolve
-        from sat_lens.evaluate import corpus_losses
-
-        name = next(coming)
-        checkpoint = args.checkpoints[names.index(name)]
-        losses = corpus_losses(model, args.corpus or "stories", args.tokens)
-        answers = {question: found(args, question, checkpoint, name) for question in FOLDERS}
-        table = model_rows(losses, answers)
-        made = provenance(model, checkpoint, seed=args.seed)
-        points: list[dict[str, float]] = []
-        with contextlib.suppress(OSError, ValueError):
-            points = held_out_curve((resolve(checkpoint) / LOG).read_text(encoding="utf-8"), made["training"])
-        arm = arm_of(made)["arm"]
-        curves = [{"checkpoint": checkpoint, "arm": arm, "points": points}] if points else []
-        circuit = stored_circuit(answers["localization"])
-        meta = {
-            "reproduce": args.reproduce, "short": short(args), "curves": curves, "losses": losses,
-            "mechanism": mechanism(model), "story": told_story(model, args.corpus, args.seed),
-            "circuit": None if circuit is None else {"checkpoint": name, "arm": arm, **circuit},
-        }  # fmt: skip
-        return Result("paper", table, {"n": "stories or prompts"}, meta)
-
-    return analyse
+    name = args.name
+    checkpoint = args.checkpoints[result_names(args.checkpoints).index(name)]
+    losses = corpus_losses(model, args.corpus or "stories", args.tokens)
+    answers = {question: found(args, question, checkpoint, name) for question in FOLDERS}
+    table = model_rows(losses, answers)
+    made = provenance(model, checkpoint, seed=args.seed)
+    points: list[dict[str, float]] = []
+    with contextlib.suppress(OSError, ValueError):
+        points = held_out_curve((resolve(checkpoint) / LOG).read_text(encoding="utf-8"), made["training"])
+    arm = arm_of(made)["arm"]
+    curves = [{"checkpoint": checkpoint, "arm": arm, "points": points}] if points else []
+    circuit = stored_circuit(answers["localization"])
+    meta = {
+        "reproduce": args.reproduce, "short": short(args), "curves": curves, "losses": losses,
+        "mechanism": mechanism(model), "story": told_story(model, args.corpus, args.seed),
+        "circuit": None if circuit is None else {"checkpoint": name, "arm": arm, **circuit},
+    }  # fmt: skip
+    return Result("paper", table, {"n": "stories or prompts"}, meta)
 
 
 def figures(result: Any) -> Any:
@@ -138,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from analyses.paper.asked import ask
 
         ask(args, names)
-    answer("paper", args, analyse_named(names), figures, argv, compare=compare, compared_figures=compared_figures)
-    if len(names) > 1 and is_main():
+    wrote = answer(
+        "paper", args, analyse, figures, argv, compare=compare, compared_figures=compared_figures, dealt=True
+    )
+    if wrote and len(names) > 1:
         from analyses.paper.tables import write_tables
         from analyses.result import Result
 

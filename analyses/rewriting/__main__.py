@@ -27,6 +27,7 @@ from pathlib import Path
 
 from analyses.cli import refuse_missing_file, result_names
 from analyses.rewriting.arguments import arguments
+from sat_lens.commands import refuse_several
 from sat_lens.commands import run as run_command
 
 
@@ -67,6 +68,7 @@ def variant(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv, __doc__)
+    refuse_several("analyses.rewriting")
     paths = folders(args)
     from analyses.rewriting.pipeline import pipeline
 

@@ -11,10 +11,10 @@ Source: arXiv 2505.00509, table 1; sae-lens 6.54.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from analyses.cli import answer, is_main, positive, question_parser, result_names
+from analyses.cli import answer, positive, question_parser
 from sat_lens.commands import run
 
 STORIES = 200
@@ -77,20 +77,15 @@ def settings_of(args: argparse.Namespace) -> Any:
     return dataclasses.replace(found, **changes)
 
 
-def analyse_into(names: Sequence[str]) -> Callable[[Any, argparse.Namespace], Any]:
-    """The answer for one model after the other, whose SAEs are kept under these names."""
-    coming = iter(names)
+def analyse(model: Any, args: argparse.Namespace) -> Any:
+    """The answer for one model, whose SAEs are kept under its name."""
+    from analyses.sae.sweep import sae_sweep
 
-    def analyse(model: Any, args: argparse.Namespace) -> Any:
-        from analyses.sae.sweep import sae_sweep
-
-        folder = args.out / "sae" / f"{next(coming)}.saes"
-        return sae_sweep(
-            model, settings_of(args), corpus=args.corpus, layer=args.layer, target=args.fvu, n=args.n,
-            folder=folder if is_main() else None, seed=args.seed, progress=not args.quiet,
-        )  # fmt: skip
-
-    return analyse
+    folder = args.out / "sae" / f"{args.name}.saes"
+    return sae_sweep(
+        model, settings_of(args), corpus=args.corpus, layer=args.layer, target=args.fvu, n=args.n,
+        folder=folder, seed=args.seed, progress=not args.quiet,
+    )  # fmt: skip
 
 
 def figures(result: Any) -> Any:
@@ -112,9 +107,9 @@ def compared_figures(result: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv)
-    analyse = analyse_into(result_names(args.checkpoints))
-    answer("sae", args, analyse, figures, argv, compare=compare, compared_figures=compared_figures)
+    answer(
+        "sae", arguments(argv), analyse, figures, argv, compare=compare, compared_figures=compared_figures, dealt=True
+    )
 
 
 if __name__ == "__main__":

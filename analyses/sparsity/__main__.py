@@ -58,7 +58,16 @@ def compared_figures(result: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    answer("sparsity", arguments(argv), analyse, figures, argv, compare=compare, compared_figures=compared_figures)
+    answer(
+        "sparsity",
+        arguments(argv),
+        analyse,
+        figures,
+        argv,
+        compare=compare,
+        compared_figures=compared_figures,
+        dealt=True,
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 from analyses.cli import positive, seed
 from analyses.needs import sentence
-from sat_lens.commands import Parser, command_parser, run
+from sat_lens.commands import Parser, command_parser, refuse_several, run
 
 TASKS = ("sum", "concat")
 PRESETS = ("paper", "cpu", "tiny")
@@ -232,6 +232,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
+    refuse_several("analyses.untangling")
     {"train": train, "sweep": sweep, "report": report}[args.command](args)
 
 

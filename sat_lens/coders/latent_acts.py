@@ -22,7 +22,7 @@ from sat_lens.coders.neurons import NeuronCoder
 from sat_lens.coders.sites import kept_tokens, site_batches
 from sat_lens.memory import require
 
-SHORT = 2**16
+SHORT = 2**15
 """Latents whose numbers fit into 16 bits."""
 FORMAT = "sat_lens latents 1"
 
@@ -54,7 +54,7 @@ class LatentActs:
         rows: which stories, by the numbers they have elsewhere.
         keep: tokens that count; those that do not have no latents here. Tokens are counted story by story.
         first: where each token's latents begin, and the end of the last's.
-        index: which latent; uint16 where that is enough.
+        index: which latent; int16 where that is enough (PyTorch 2.6 cannot pick from uint16).
         value: of each, not 0.
         n_latents: of the coder.
     """
@@ -222,7 +222,7 @@ def collect(
     """
     counted = kept_tokens(tokens, lengths, keep)
     n = coder.cfg.n_latents
-    narrow = torch.uint16 if n <= SHORT else torch.int32
+    narrow = torch.int16 if n <= SHORT else torch.int32
     each = (coder.cfg.k or n) * (4 + narrow.itemsize)
     require(2.0 * int(counted.sum()) * each, f"the latents of {int(counted.sum()):,} tokens")
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

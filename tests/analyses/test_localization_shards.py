@@ -1,15 +1,18 @@
 """Localization in several processes gives the table of one, and rank 0 alone writes it."""
 
+import argparse
+import importlib
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from analyses.localization import unit_effects
 from analyses.localization.__main__ import main
 from analyses.result import Result
-from sat_lens import save
+from sat_lens import distributed, save
 from sat_lens.tasks import Task
 
 UNIT = ["kind", "layer", "head", "channel", "neuron"]
@@ -75,3 +78,57 @@ def _counting(written):
         write_result(*args, **kwargs)
 
     return write
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_checkpoints_that_are_dealt_among_processes_are_answered_as_by_one(n, tiny_model, ranks, tmp_path, monkeypatch):
+    """Two processes and n checkpoints: each takes whole ones, rank 0 writes all and compares them."""
+    from analyses import cli
+
+    for seed in range(n):
+        save(tiny_model(seed=seed), tmp_path / f"m{seed}")
+    checkpoints = [str(tmp_path / f"m{seed}") for seed in range(n)]
+    wrote = []
+    monkeypatch.setattr(cli.needs, "require", lambda *_: None)
+    monkeypatch.setattr("analyses.cli.write_result", _counting(wrote))
+
+    def analyse(model, args):
+        weight = model.state_dict()["embed.W_E"]
+        table = pd.DataFrame({"value": [float(weight.sum()), 1 / 3], "who": [args.name, None]})
+        assert distributed.world_size() == 1 and distributed.is_main(), "what a question divides, it does not here"
+        return Result("tried", table, {"value": "logits"}, {"of": args.name, "processes": args.processes})
+
+    def compare(results):
+        table = pd.concat([result.table for result in results], ignore_index=True)
+        return Result("compared", table, {}, {"of": [result.meta["of"] for result in results]})
+
+    def ask(out, processes):
+        args = argparse.Namespace(
+            checkpoints=checkpoints, out=tmp_path / out, device="cpu", seed=0, json=False, static=False, quiet=True,
+            processes=processes,
+        )  # fmt: skip
+        return cli.answer("tried", args, analyse, lambda _: {}, [], compare, dealt=True), len(wrote)
+
+    assert ask("alone", 1) == (True, n + (n > 1))
+    wrote.clear()
+    assert ranks(2, lambda rank: list(ask("together", 2))) == [[True, n + (n > 1)], [False, 0]]
+    for name in [*(f"m{seed}" for seed in range(n)), *(["arms"] if n > 1 else [])]:
+        alone, together = (Result.load(tmp_path / out / "tried" / name) for out in ("alone", "together"))
+        pd.testing.assert_frame_equal(alone.table, together.table, check_exact=True)
+        assert alone.meta["of"] == together.meta["of"] and alone.name == together.name
+        assert alone.meta.get("checkpoint_sha256") == together.meta.get("checkpoint_sha256")
+
+
+def test_texts_of_all_ranks(ranks):
+    said = ["Tom \u2603", "", "a" * 1000]
+    assert ranks(3, lambda rank: distributed.gather_texts(said[rank])) == [said] * 3
+
+
+@pytest.mark.parametrize("question", ["rewriting", "untangling"])
+def test_what_cannot_be_divided_refuses_several_processes(question, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    main = importlib.import_module(f"analyses.{question}.__main__").main
+    argv = {"rewriting": ["none-s0", "--out", str(tmp_path / "out")], "untangling": ["report", str(tmp_path)]}
+    with pytest.raises(ValueError, match=f"analyses.{question} runs in one process, and torchrun started 2"):
+        main(argv[question])
+    assert not (tmp_path / "out").exists()

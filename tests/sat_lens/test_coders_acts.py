@@ -68,7 +68,7 @@ def test_six_bytes_a_latent_and_not_much_more(tiny_model):
     with torch.no_grad():
         coder.b_enc.fill_(1.0)  # all are active
     acts = collect(model, coder, torch.zeros(100, 16, dtype=torch.long))
-    assert acts.index.dtype == torch.uint16 and len(acts.value) == 16 * acts.n_tokens
+    assert acts.index.dtype == torch.int16 and len(acts.value) == 16 * acts.n_tokens
     assert acts.nbytes < 1.1 * 6 * 16 * acts.n_tokens
     wide = LatentActs(acts.rows, acts.keep, acts.first, acts.index.int(), acts.value, 70_000)
     assert wide.counts.sum() == len(acts.value)

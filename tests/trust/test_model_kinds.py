@@ -143,7 +143,8 @@ def answer(asked, model, out, monkeypatch):
             module.main(argv)
         return Result.load(next((out / "rewriting").glob("model*")))
     args = module.arguments(argv)
-    return module.analyse_into(["model"])(model, args) if name == "sae" else module.analyse(model, args)
+    args.name = "model"
+    return module.analyse(model, args)
 
 
 def assert_same_numbers(found, expected):
