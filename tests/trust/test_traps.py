@@ -54,6 +54,7 @@ def test_an_archive_is_no_checkpoint_and_nothing_of_it_is_unpacked(name, tmp_pat
     import zipfile
 
     from sat_lens.checkpoint import load_any
+    from sat_lens.convert import main as convert
 
     inside = tmp_path / "inside"
     inside.write_text("x")
@@ -65,7 +66,14 @@ def test_an_archive_is_no_checkpoint_and_nothing_of_it_is_unpacked(name, tmp_pat
     else:
         with tarfile.open(archive, "w:gz" if name.endswith("gz") else "w") as file:
             file.add(inside, "../escaped")
+    ways = {"load_any": lambda: load_any(str(archive))}
+    if name == "a.pt":  # the one reader of such files
+        (tmp_path / "config.yaml").write_text("{}")
+        ways["convert"] = lambda: convert(
+            [str(archive), str(tmp_path / "out"), "--config", str(tmp_path / "config.yaml")]
+        )
     before = sorted(path for path in tmp_path.parent.rglob("*"))
-    assert outcome(lambda: load_any(str(archive)), (ValueError, OSError), case=name).refusal
+    for way, read in ways.items():
+        assert outcome(read, (ValueError, OSError), case=f"{way} {name}").refusal
     assert sorted(path for path in tmp_path.parent.rglob("*")) == before and not Path("escaped").exists()
     tried("archives as checkpoints")
