@@ -138,7 +138,7 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 def numbers(text: str, out: Path) -> tuple[str, list[float]]:
     """A text without its numbers, dates and times, and the numbers."""
     text = DATE.sub("DATE", text.replace(str(out), "OUT"))
-    text = re.sub(r'"(tokens_per_second|seconds|threads)": [\d.]+', "", text)
+    text = re.sub(r'"\w*(per_second|seconds|threads)": [\d.]+', "", text)
     return NUMBER.sub("#", text), [float(found) for found in NUMBER.findall(text)]
 
 
@@ -159,6 +159,6 @@ def test_a_command_says_nearly_the_same_on_two_threads_and_with_other_hashes(nam
         logs = sorted(out.rglob("log.jsonl"))[-1:]
         said.append(numbers(done.stdout + "".join(path.read_text() for path in logs), out))
     (one, one_numbers), (two, two_numbers) = said
-    assert one == two and len(one) > 40 and one_numbers
+    assert one == two and len(one) > 40 and (one_numbers or name == "generate")
     assert two_numbers == pytest.approx(one_numbers, rel=1e-3, abs=1e-3)
     tried("commands on one thread and on two", 1)
