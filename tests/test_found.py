@@ -43,10 +43,9 @@ def circuits() -> str:
 
 def leakage() -> str:
     bits = {arm: seeds("leakage", "blank stream (bits)", arm) for arm in ("local", "global", "soft")}
-    assert min(bits["global"]) >= min(bits["soft"]) and difference("leakage", "blank stream (bits)", "global").claim
-    low, high = (short(end(bits["global"])) for end in (min, max))
-    local = [short(end(bits["local"])) for end in (min, max)]
-    return f"({low} to {high} bits a token), as much as soft ones; local ones {local[0]} to {local[1]} |"
+    assert all(difference("leakage", "blank stream (bits)", arm).claim for arm in ("global", "soft"))
+    hard, soft, local = (f"{short(min(bits[arm]))} to {short(max(bits[arm]))}" for arm in ("global", "soft", "local"))
+    return f"({hard} bits a token; soft ones {soft}); local ones {local} |"
 
 
 def specialization() -> str:
