@@ -3,6 +3,7 @@
 On disk it is `table.csv` and `meta.json`, readable without this project.
 """
 
+import csv
 import dataclasses
 import io
 import json
@@ -49,8 +50,11 @@ class Result:
         """By name, the text of the files that `save` writes."""
         dtypes = {column: str(dtype) for column, dtype in self.table.dtypes.items()}
         meta = {"name": self.name, "units": self.units, "dtypes": dtypes, "meta": self.meta}
+        table = self.table.to_csv(index=False, lineterminator="\n")
+        if "\r" in table:  # which stands unquoted, and would end a line
+            table = self.table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         return {
-            "table.csv": self.table.to_csv(index=False, lineterminator="\n"),
+            "table.csv": table,
             "meta.json": json.dumps(plain(meta), indent=2, allow_nan=False) + "\n",
         }
 
@@ -68,7 +72,7 @@ class Result:
             ValueError: files that `save` did not write.
         """
         try:
-            found = {name: (Path(folder) / name).read_text(encoding="utf-8") for name in ("meta.json", "table.csv")}
+            found = {name: (Path(folder) / name).read_bytes().decode("utf-8") for name in ("meta.json", "table.csv")}
             return Result.of_files(found)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{folder} must hold the table.csv and meta.json of a result: {error}") from None
@@ -84,6 +88,7 @@ class Result:
             dtype=meta["dtypes"],
             keep_default_na=False,
             na_values=[""],
+            skip_blank_lines=False,  # a cell may be nothing but white space
             engine="python",  # reads floats exactly in every version of pandas
         )
         return Result(meta["name"], table, meta["units"], meta["meta"])

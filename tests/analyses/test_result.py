@@ -60,3 +60,11 @@ def test_a_folder_that_holds_no_result_is_refused(tmp_path):
 def test_an_empty_table_survives(tmp_path):
     Result("toy", pd.DataFrame({"a": pd.Series(dtype="float64")}), {}, {}).save(tmp_path)
     assert Result.load(tmp_path).table.empty
+
+
+def test_texts_with_every_kind_of_line_end_come_back(tmp_path):
+    table = pd.DataFrame({"text": ["a\r\nb", "a\rb", "a\nb", "\u2028\u0085", 'q"u,o', None]})
+    result = Result("texts", table, {}, {})
+    result.save(tmp_path)
+    for loaded in (Result.load(tmp_path), Result.of_files(result.files())):
+        assert loaded.table.text.tolist()[:5] == table.text.tolist()[:5] and loaded.table.text.isna().tolist()[5]

@@ -192,6 +192,8 @@ def test_a_run_that_is_asked_to_stop_leaves_in_order(kind, number, n, work, tmp_
         folder = tmp_path / f"stopped-{i}"
         code, said = stopped(partial(as_command, one, folder), choice.uniform(0.15, 0.9) * takes, number)
         word, expected = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}[number]
+        if code == -number and not said:
+            continue  # it came before the command had begun
         assert code in (0, expected), f"exit {code}: {said[-3:]}"
         if code:
             n_stopped += 1
