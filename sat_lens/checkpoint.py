@@ -83,7 +83,7 @@ def save(
         "processing": UNPROCESSED | (processing or {}),
         "versions": versions(),
     }
-    temporary = final.with_name(f".{final.name}.part")
+    temporary = files.part_of(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

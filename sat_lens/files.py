@@ -212,6 +212,11 @@ def exchanged(one: Path, other: Path) -> bool:
     return swap(here, os.fsencode(one), here, os.fsencode(other), both) == 0
 
 
+def part_of(final: Path) -> Path:
+    """Where a folder that has one writer is made, and where its old content stands for a moment afterwards."""
+    return final.with_name(f".{final.name}.part")
+
+
 def recovered(final: Path | str) -> Path:
     """`final`, after undoing a `replace_folder` that was cut off between its two renames."""
     final = Path(final)

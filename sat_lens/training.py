@@ -15,6 +15,7 @@ that of one process but for rounding, so it may go on with any other number of p
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,6 +108,8 @@ class Trainer:
         settings = self.settings
         if distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("last", "best"):  # of a run that was killed as it ended, which writes none again
+                shutil.rmtree(files.part_of(self.folder / name), ignore_errors=True)
             files.write_whole(self.folder / checkpoint.LOG, self.log)
         if not self.log:
             self._evaluate()

@@ -59,7 +59,7 @@ def save_coder(
         "training": training or {},
         "versions": checkpoint.versions(),
     }
-    temporary = final.with_name(f".{final.name}.part")
+    temporary = files.part_of(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -94,7 +94,7 @@ def save_toy(run: ToyRun, folder: Path | str, state: dict[str, Tensor] | None = 
     final = files.recovered(folder)
     if final.exists() and not (final / MANIFEST).is_file() and (final.is_file() or any(final.iterdir())):
         raise CheckpointError(f"{final} exists and is no toy run; choose another name")
-    temporary = final.with_name(f".{final.name}.part")
+    temporary = files.part_of(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

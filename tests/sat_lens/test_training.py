@@ -232,3 +232,15 @@ def test_a_divergence_stops_training_and_says_what_to_do(trainer):
     with pytest.raises(TrainingStopped, match="step 6: diverged, .* after a best of .*; lower the learning rate"):
         t.train(progress=False)
     assert read_state(t.folder / "last")[1]["step"] == 0
+
+
+def test_what_a_kill_at_the_very_end_left_is_removed(trainer):
+    """Between the exchange of two folders and the removal of the old content; the run is whole and writes no more."""
+    trainer("run").train(progress=False)
+    left = trainer("run").folder / ".last.part"
+    left.mkdir()
+    (left / "config.json").write_text("{}")
+    again = trainer("run")
+    again.resume()
+    again.train(progress=False)
+    assert sorted(path.name for path in again.folder.iterdir()) == ["best", "last", "log.jsonl"]
