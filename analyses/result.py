@@ -83,14 +83,15 @@ class Result:
         meta = json.loads(found["meta.json"])
         if not isinstance(meta["name"], str) or not all(isinstance(meta[k], dict) for k in ("units", "dtypes", "meta")):
             raise ValueError("name must be text; units, dtypes and meta objects")
+        floats = {column: dtype for column, dtype in meta["dtypes"].items() if str(dtype).startswith("float")}
         table = pd.read_csv(
             io.StringIO(found["table.csv"], newline=""),
-            dtype=meta["dtypes"],
+            dtype=meta["dtypes"] | dict.fromkeys(floats, "object"),
             keep_default_na=False,
             na_values=[""],
             skip_blank_lines=False,  # a cell may be nothing but white space
-            engine="python",  # reads floats exactly in every version of pandas
-        )
+            engine="python",
+        ).astype(floats)  # not by pandas' own parser, which some versions round in
         return Result(meta["name"], table, meta["units"], meta["meta"])
 
 

@@ -121,7 +121,7 @@ def overlapping_rows(packed: Any, length: int) -> "tuple[Tensor, Tensor, Tensor]
     return torch.from_numpy(rows.astype(np.int64)), counted, torch.from_numpy(story)
 
 
-def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, "Tensor"]:
+def row_losses(model: Any, tokens: "Tensor", counts: "Tensor", batch_size: int = 32) -> dict[str, Any]:
     """Summed loss of each row and stream, nats; under torchrun the ranks share the rows."""
     import torch
     import torch.nn.functional as F
@@ -175,7 +175,7 @@ def streams_of(model: Any) -> tuple[str, ...]:
     return ("clean", "ablated") if gated else ("clean",)
 
 
-def stream_logits(model: Any, tokens: "Tensor") -> dict[str, "Tensor"]:
+def stream_logits(model: Any, tokens: "Tensor") -> dict[str, Any]:
     """The logits of every stream that the model has, from one pass."""
     streams = streams_of(model)
     return dict(zip(streams, model(tokens, stream="both") if len(streams) == 2 else (model(tokens),), strict=True))
