@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from analyses import needs
 from sat_lens.commands import Parser, command_parser
@@ -131,7 +131,7 @@ def answer(
     compare: Callable[[Sequence[Any]], Any] | None = None,
     compared_figures: Callable[[Any], Mapping[str, Any]] = lambda result: {},
     variant: str = "",
-    dealt: bool = False,
+    dealt: bool | Literal["where enough"] = False,
 ) -> bool:
     """Ask the question of each checkpoint, and write and print what comes; whether this process is the one that wrote.
 
@@ -146,7 +146,8 @@ def answer(
         compared_figures: from that Result to its figures.
         variant: of the question, where it has several whose answers should stand side by side: folders are then
             named `CKPTNAME.variant`.
-        dealt: among several processes each takes whole checkpoints, in turn; else the question divides its own loop.
+        dealt: among several processes each takes whole checkpoints, in turn, always (True) or where there are as
+            many as processes; else the question divides its own loops.
     """
     names = result_names(args.checkpoints)
     if args.out.exists() and not args.out.is_dir():
@@ -164,7 +165,7 @@ def answer(
         return with_provenance(result, model, checkpoint, args.seed, command)
 
     with joined(args):
-        answers = in_turns if dealt else map
+        answers = in_turns if dealt is True or (dealt and len(names) >= world_size()) else map
         for name, result in zip(names, answers(asked, args.checkpoints, names), strict=True):
             if is_main():
                 found.append(result)
@@ -219,6 +220,13 @@ def is_main() -> bool:
     from sat_lens import distributed
 
     return distributed.is_main()
+
+
+def world_size() -> int:
+    """Processes that work together."""
+    from sat_lens import distributed
+
+    return distributed.world_size()
 
 
 def load_model(checkpoint: str, device: str) -> Any:

@@ -23,12 +23,19 @@ AXES = {
     "tokens": "tokens a batch",
     "n_units": "units",
     "n_prompts": "prompts",
+    "n_edges": "edges of the model's graph",
 }
 QUANTITIES = {
     "training_seconds": ("Training: time of a step", "seconds", 1.0),
     "training_memory": ("Training: peak memory of the process, without its libraries", "MiB", 2.0**-20),
     "localization_seconds": ("Localization by single units: time", "seconds", 1.0),
     "localization_memory": ("Localization by single units: peak memory, without libraries", "MiB", 2.0**-20),
+    "circuits_seconds": ("Circuits by EAP-IG and by patching every edge: time", "seconds", 1.0),
+    "circuits_memory": (
+        "Circuits by EAP-IG and by patching every edge: peak memory, libraries aside",
+        "MiB",
+        2.0**-20,
+    ),
 }
 
 
@@ -37,9 +44,9 @@ def cost_page(curves: Mapping[str, Any]) -> str:
     quantities = [name for name in QUANTITIES if any(name in point["measured"] for point in curves["points"])]
     parts = [_quantity_html(name, curves) for name in quantities]
     intro = (
-        "<p>What training and localization cost, measured on small sizes and fitted: a sum of terms, each with a "
-        "price of at least 0. All sizes but the one on the x axis are those of the base. Points: medians of "
-        "interleaved repetitions; lines: the fit.</p>\n"
+        "<p>What training, localization and circuits cost, measured on small sizes and fitted: a sum of terms, each "
+        "with a price of at least 0. All sizes but the one on the x axis are those of the base (the number of edges is "
+        "that of layers and heads). Points: medians of interleaved repetitions; lines: the fit.</p>\n"
     )
     machine = {**curves["machine"], "date": curves["date"]}
     rate = f"{machine.pop('matmul_flops') / 1e9:,.0f} GFLOP/s, float32 products of large squares"

@@ -11,8 +11,9 @@ Tests are of five kinds, and the first two answer the question by themselves:
 """
 
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from analyses.leakage.usage import usage
 from analyses.leakage.verdict import summary, verdict, verdict_table
 from analyses.result import Result
 from analyses.texts import Stories
+from sat_lens.distributed import alone, dealt, gather_texts
 
 STEPS, ROWS, JUDGED_ON = 60, 4, 40
 """Of a retraining: steps, rows a step; stories that it is judged on."""
@@ -150,6 +152,8 @@ TESTS: dict[str, tuple[str, Callable[[Case], list[Finding]]]] = {
 """By name: the kind of the test, and what runs it."""
 
 
+LONGEST = ("decoder", "decoder of prediction", "depth", "gradient route", "ladder", "own prediction", "soft and hard")
+"""Tests that take most of the time, longest first, about."""
 UNITS = {"excess": "as in the column unit", "p_holm": "probability", "n": "positions", "n_stories": "stories"}
 TEXTS = 8
 """Stories whose tokens are kept, for the view of them."""
@@ -174,13 +178,11 @@ def battery(case: Case, tests: Iterable[str] = tuple(TESTS), *, progress: bool =
     names = list(tests)
     if unknown := [name for name in names if name not in TESTS]:
         raise ValueError(f"tests of leakage are {', '.join(TESTS)}; got {unknown[0]!r}")
+    found = _found(case, names, progress)
     findings: dict[str, list[Finding]] = {}
-    seconds = {}
-    for name in tqdm(names, "tests", disable=None if progress else True):
-        kind, test = TESTS[name]
-        start = time.perf_counter()
-        findings.setdefault(kind, []).extend(test(case))
-        seconds[name] = round(time.perf_counter() - start, 2)
+    for name in names:
+        findings.setdefault(TESTS[name][0], []).extend(Finding(**of) for of in found[name]["findings"])
+    seconds = {name: found[name]["seconds"] for name in names}
     table = verdict_table(findings)
     meta = {
         "verdict": verdict(table),
@@ -193,6 +195,18 @@ def battery(case: Case, tests: Iterable[str] = tuple(TESTS), *, progress: bool =
     told = meta["details"].get("blank stream", {}).get("bits_of_token", {})
     meta["token_texts"] = {i: _text(case.model.tokenizer, int(i)) for i in told}
     return Result("leakage", table, UNITS, meta)
+
+
+def _found(case: Case, names: Sequence[str], progress: bool) -> dict[str, Any]:
+    """What every test finds, and the seconds that it takes; tests are dealt among processes, the longest first."""
+    by_length = sorted(names, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
+    here = {}
+    for name in tqdm(list(dealt(by_length)), "tests", disable=None if progress else True):
+        start = time.perf_counter()
+        with alone():
+            findings = [dataclasses.asdict(one) for one in TESTS[name][1](case)]
+        here[name] = {"findings": findings, "seconds": round(time.perf_counter() - start, 2)}
+    return {name: of for text in gather_texts(json.dumps(here)) for name, of in json.loads(text).items()}
 
 
 def leakage(

@@ -17,6 +17,7 @@ from torch import Tensor
 from analyses.metrics import cross_entropy
 from analyses.texts import Stories
 from sat_lens.activations import inference
+from sat_lens.distributed import gather_rows, shard
 from sat_lens.gates import LayerUnits
 from sat_lens.memory import require
 
@@ -97,8 +98,8 @@ def observed(model: Any, stories: Stories, *, batch: int = 16) -> Observed:
     Raises:
         ValueError: a model without masks, or too little memory.
 
-    Cost: one pass of both streams; n_layers x width / 8 bytes a position (2 x n_layers x width more where masks are
-    soft), and about 60 besides.
+    Cost: one pass of both streams, its batches divided among processes; n_layers x width / 8 bytes a position
+    (2 x n_layers x width more where masks are soft), and about 60 besides.
     """
     if getattr(getattr(model, "ablation", None), "mask", "none") == "none":
         raise ValueError("leakage is asked of a model with masks; this one has none")
@@ -107,13 +108,15 @@ def observed(model: Any, stories: Stories, *, batch: int = 16) -> Observed:
     width = attn_width + (0 if cfg.attn_only else int(cfg.d_mlp))
     a_bit = 0.125 if model.ablation.forward == "hard" else 2.125
     require(int(2 * n * (60 + cfg.n_layers * width * a_bit)), f"masks of {n:,} positions", "cpu", "lower --n")
-    found: dict[str, list[np.ndarray]] = {}
-    for rows in torch.arange(stories.n).split(batch):
+    found: dict[str, list[Tensor]] = {}
+    batches = torch.arange(stories.n).split(batch)
+    mine = shard(len(batches))
+    for rows in batches[mine.start : mine.stop] or batches[:1]:  # a rank without any keeps no row of the first
         columns = _pass(model, stories.subset(rows), attn_width)
         columns["story"] += int(rows[0])
         for name, values in columns.items():
-            found.setdefault(name, []).append(values.numpy(force=True))
-    whole = {name: np.concatenate(parts) for name, parts in found.items()}
+            found.setdefault(name, []).append(values.cpu() if mine else values[:0].cpu())
+    whole = {name: gather_rows(torch.cat(parts)).numpy() for name, parts in found.items()}
     return Observed(**{"soft": None, **whole}, width=width, attn_width=attn_width, d_vocab=cfg.d_vocab)
 
 

@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     compared = {"compare": compare, "compared_figures": compared_figures} if args.method in CIRCUIT_METHODS else {}
     variant = args.method if args.method != "units" else args.stream if args.stream != "clean" else ""
-    dealt = args.method != "units"
+    dealt = args.method != "units" and "where enough"
     answer("localization", args, analyse, figures, argv, variant=variant, dealt=dealt, **compared)
 
 

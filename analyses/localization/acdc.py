@@ -27,12 +27,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from analyses.localization.graph import Graph
 from analyses.localization.increments import Changes, CircuitRun
 from analyses.localization.runner import BYTES
 from analyses.localization.setting import Scores, Setting
+from sat_lens.distributed import gather_rows, shard, world_size
 from sat_lens.memory import require
 
 ORDERS = {"ours": ("v", "k", "q"), "reference": ("q", "k", "v")}
@@ -68,7 +70,8 @@ def acdc(
     Raises:
         ValueError: tau is not a number above 0, an unknown order, too little memory.
 
-    Cost: the nodes that follow an edge, for each edge into a node that still matters and each wrong guess. Memory:
+    Cost: the nodes that follow an edge, for each edge into a node that still matters and each wrong guess; the edges
+        of a guess are divided among processes. Memory:
         (3 source + destination) x n x pos x d_model for what is kept, and at most 256 MiB for the variants
         of a guess (more where one variant alone takes more); estimated, and refused before it is started.
     """
@@ -177,34 +180,41 @@ class _Search:
         largest = min(LARGEST_GUESS, max(1, BYTES // self.of_a_variant))
         while len(edges):
             asked, expected = edges[: min(self.guess, largest)], expect_cut[: min(self.guess, largest)]
-            changes = self._without(asked, expected)
-            values = self._values(changes)
+            cuts, mine = _cuts(expected), shard(len(asked))
+            changes = self._without(asked, cuts[mine.start : mine.stop])
+            values = gather_rows(self._values(changes)).numpy(force=True)
             costs = _costs(self.now, values, expected)
             cut = costs < self.tau
             wrong = np.flatnonzero(cut != expected)
             n = int(wrong[0]) + 1 if len(wrong) else len(asked)
             self.costs[asked[:n, 0], asked[:n, 1]] = costs[:n]
             if cut[:n].any():
-                variant = int(np.flatnonzero(cut[:n])[-1])  # is without every edge that goes
+                variant = row = int(np.flatnonzero(cut[:n])[-1])  # is without every edge that goes
+                if world_size() > 1:
+                    changes, row = self._without(asked, cuts[variant][None]), 0  # one rank alone has its changes
                 for run, change in zip(self.runs, changes, strict=True):
-                    run.adopt(asked[:n][cut[:n]], change, variant)
+                    run.adopt(asked[:n][cut[:n]], change, row)
                 self.now = float(values[variant])
             self.guess = max(6, n + n // 3) if len(wrong) else 2 * n
             expect_cut[n : len(asked)] = cut[n:]
             edges, expect_cut = edges[n:], expect_cut[n:]
             yield n
 
-    def _without(self, asked: Int[np.ndarray, "edge 2"], expected: Bool[np.ndarray, " edge"]) -> list[Changes]:
-        """The runs without each edge, those before it being cut as expected."""
-        cuts = (np.tri(len(asked), k=-1, dtype=bool) & expected) | np.eye(len(asked), dtype=bool)
-        return [run.without(asked, cuts) for run in self.runs]
+    def _without(self, asked: Int[np.ndarray, "edge 2"], cuts: Bool[np.ndarray, "variant edge"]) -> list[Changes]:
+        return [run.without(asked, cuts) for run in self.runs] if len(cuts) else []
 
-    def _values(self, changes: Sequence[Changes]) -> Float[np.ndarray, " variant"]:
+    def _values(self, changes: Sequence[Changes]) -> Float[Tensor, " variant"]:
         found = [
             self.setting.measured(change.logits, group).double().sum(-1)
-            for change, group in zip(changes, self.groups, strict=True)
+            for change, group in zip(changes, self.groups[: len(changes)], strict=True)
         ]
-        return (sum(found) / sum(len(group.rows) for group in self.groups)).numpy(force=True)
+        none = torch.empty(0, dtype=torch.float64, device=self.groups[0].intact.device)
+        return sum(found) / sum(len(group.rows) for group in self.groups) if found else none
+
+
+def _cuts(expected: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "edge edge"]:
+    """A variant an edge: without it, and without those before it that are expected to be cut."""
+    return (np.tri(len(expected), k=-1, dtype=bool) & expected) | np.eye(len(expected), dtype=bool)
 
 
 def _costs(

@@ -22,6 +22,7 @@ Source: arXiv 2310.10348 (EAP), 2403.17806 (EAP-IG), 2504.13151 (MIB: along inpu
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ from tqdm.auto import tqdm
 from analyses.localization.gradients import input_gradients, steps_of
 from analyses.localization.graph import Graph
 from analyses.localization.setting import Group, Scores, Setting
+from sat_lens.distributed import dealt, sum_over_ranks
 from sat_lens.memory import require
 
 AT_ONCE = 2048
@@ -159,17 +161,18 @@ def _attributed(setting: Setting, points: list[float], along: str, progress: boo
     _require_memory(setting, len(points))
     n_starts = 1 if along == "inputs" else len(steps_of(graph))
     total = np.zeros(graph.possible.shape)
-    n_runs = setting.n * n_starts * len(points)
+    batches = [batch for group in setting.groups for batch in _batches(group, points)]
+    mine = list(dealt(itertools.product(batches, range(n_starts))))
+    n_runs = sum(len(part.rows) * len(some) for (part, some), _ in mine)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         tqdm(total=n_runs, unit="run", disable=None if progress else True) as bar,
     ):
-        for group in setting.groups:
-            for part, some in _batches(group, points):
-                for first in range(n_starts):
-                    total += _runs(setting, part, first, some, along)
-                    bar.update(len(part.rows) * len(some))
+        for (part, some), first in mine:
+            total += _runs(setting, part, first, some, along)
+            bar.update(len(part.rows) * len(some))
+    total = sum_over_ranks(torch.from_numpy(total)).numpy()
     return np.where(graph.possible, total / (len(points) * setting.n), np.nan)
 
 

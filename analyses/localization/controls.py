@@ -16,6 +16,7 @@ from analyses.localization.graph import Destination
 from analyses.localization.parts import Parts
 from analyses.localization.runner import BYTES
 from analyses.localization.setting import Group, Scores, Setting
+from sat_lens.distributed import dealt, sum_over_ranks
 from sat_lens.norms import apply_norm
 
 
@@ -53,9 +54,9 @@ def magnitude(setting: Setting, *, progress: bool = False) -> Scores:
     Cost: for each edge, prompt and position d_model^2; no run of the model. Memory in chunks of BYTES, about.
     """
     graph = setting.graph
-    moved, read = np.where(graph.possible, 0.0, np.nan), np.zeros(len(graph.destinations))
+    moved, read = np.zeros(graph.possible.shape), np.zeros(len(graph.destinations))
     with torch.inference_mode():
-        for destination, (norm, weights) in enumerate(_readers(setting.parts)):
+        for destination, (norm, weights) in dealt(enumerate(_readers(setting.parts))):
             sources = torch.as_tensor(np.flatnonzero(graph.possible[:, destination]))
             gram = _gram(norm, weights)
             for group in setting.groups:
@@ -65,6 +66,7 @@ def magnitude(setting: Setting, *, progress: bool = False) -> Scores:
                 for part in sources.split(max(1, int(BYTES // (x.numel() * x.element_size())))):
                     d = (group.contrast.clean[part] - group.contrast.other[part])[:, :, at]
                     moved[part.numpy(), destination] += _energy(d * inverse, gram)
+    moved, read = (sum_over_ranks(torch.from_numpy(of)).numpy() for of in (moved, read))
     return np.sqrt(np.divide(moved, read, out=np.where(graph.possible, 0.0, np.nan), where=read > 0))
 
 

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from analyses.localization.circuit import largest
 from analyses.localization.runner import end_logits
 from analyses.localization.setting import Scores, Setting
+from sat_lens.distributed import rank, sum_gradients, world_size
 from sat_lens.memory import require
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -67,8 +68,8 @@ def edge_mask(
     Raises:
         ValueError: a size, rate or number of steps that is none; too little memory.
 
-    Cost: steps x a forward and backward pass on every prompt; memory about 12 x destination x n x pos x d_model
-        of the largest group, estimated, and refused before it is started.
+    Cost: steps x a forward and backward pass on every prompt, groups of them dealt among processes; memory about
+        12 x destination x n x pos x d_model of the largest group, estimated, and refused before it is started.
     """
     n_edges = setting.graph.n_edges
     target = _target(size, n_edges)
@@ -84,13 +85,15 @@ def edge_mask(
     linear = square = 0.0
     for step in tqdm(range(steps), unit="step", disable=None if progress else True):
         goal = n_edges + (target - n_edges) * min(1.0, (step + 1) / max(1, warm_up * steps))
-        optimizer.zero_grad()
-        for group in setting.groups:
-            gates = torch.zeros(possible.shape, device=device).masked_scatter(
-                possible, hard_concrete(log_alpha, generator)
-            )
+        log_alpha.grad = torch.zeros_like(log_alpha)
+        for i, group in enumerate(setting.groups):
+            drawn = hard_concrete(log_alpha, generator)
+            if i % world_size() != rank():
+                continue
+            gates = torch.zeros(possible.shape, device=device).masked_scatter(possible, drawn)
             logits = end_logits(group.contrast, gates[None].to(group.intact.dtype), setting.frozen_norm)
             (-setting.measured(logits, group).sum() / setting.n).backward(inputs=[log_alpha])
+        sum_gradients([log_alpha])
         excess = open_probability(log_alpha).sum() / goal - 1
         (linear * excess + square * excess**2).backward()
         optimizer.step()

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from analyses.localization.increments import CircuitRun
 from analyses.localization.runner import BYTES
 from analyses.localization.setting import Group, Scores, Setting
+from sat_lens.distributed import dealt, sum_over_ranks
 
 SIGNS = {"noising": -1, "denoising": 1}
 """Of (clean - other) in what is patched, and of the value's change in the score."""
@@ -60,22 +61,23 @@ def exact_patching(setting: Setting, *, direction: str = "noising", progress: bo
         run itself keeps is destination x n x pos x d_model of a group.
     """
     sign, graph = sign_of(direction), setting.graph
-    scores = np.where(graph.possible, 0.0, np.nan)
-    steps = len(setting.groups) * len(graph.destinations)
+    scores = torch.zeros(graph.possible.shape, dtype=torch.float64)
+    mine = list(dealt(range(len(graph.destinations))))
+    steps = len(setting.groups) * len(mine)
     with torch.inference_mode(), tqdm(total=steps, unit="destination", disable=None if progress else True) as bar:
         for group in setting.groups:
             run, moved = _run(setting, group, sign), group.contrast.clean - group.contrast.other
             last = len(graph.destinations) - 1
             start = setting.measured(run.end_logits(last, run.inputs[last][None]), group)
-            for destination in range(len(graph.destinations)):
+            for destination in mine:
                 sources = np.flatnonzero(graph.possible[:, destination])
                 at = slice(-1, None) if destination == last else slice(None)
                 for part in torch.as_tensor(sources).split(_at_once(run, destination)):
                     inputs = run.inputs[destination][:, at] + sign * moved[part][:, :, at]
                     change = setting.measured(run.end_logits(destination, inputs), group) - start
-                    scores[part.numpy(), destination] += sign * change.double().sum(-1).numpy(force=True)
+                    scores[part, destination] += sign * change.double().sum(-1).cpu()
                 bar.update()
-    return scores / setting.n
+    return np.where(graph.possible, sum_over_ranks(scores).numpy() / setting.n, np.nan)
 
 
 def _run(setting: Setting, group: Group, sign: int) -> CircuitRun:

@@ -28,6 +28,7 @@ from analyses.localization.exact import sign_of
 from analyses.localization.graph import Graph
 from analyses.localization.runner import BYTES
 from analyses.localization.setting import Group, Setting
+from sat_lens.distributed import dealt, sum_over_ranks
 
 POSITIONS = ("all", "each")
 
@@ -61,7 +62,7 @@ def activation_patching(
     for group in tqdm(setting.groups, unit="batch", disable=None if progress else True):
         with torch.inference_mode():
             run = _Run(setting, group, sign)
-            for start, sources in starts.items():
+            for start, sources in dealt(starts.items()):
                 moved = group.contrast.clean[sources] - group.contrast.other[sources]
                 found.add(sources, run.effects(moved, start, found.masks(moved)), group)
     return found.means()
@@ -80,7 +81,7 @@ def residual_patching(
     for group in tqdm(setting.groups, unit="batch", disable=None if progress else True):
         with torch.inference_mode():
             run = _Run(setting, group, sign)
-            for layer in range(graph.n_layers):
+            for layer in dealt(range(graph.n_layers)):
                 start = _queries(graph, layer)
                 moved = (group.contrast.clean_input(start) - group.contrast.other_input(start))[None]
                 found.add([layer], run.effects(moved, start, found.masks(moved)), group)
@@ -93,21 +94,22 @@ class _ByPosition:
     def __init__(self, setting: Setting, n_rows: int, each: bool) -> None:
         self.each = each
         longest = max(group.contrast.clean.shape[2] for group in setting.groups)
-        self.sums = np.zeros((n_rows, longest if each else 1))
-        self.counts = np.zeros(self.sums.shape)
+        self.sums = torch.zeros(n_rows, longest if each else 1, dtype=torch.float64)
+        self.counts = torch.zeros_like(self.sums)
 
     def masks(self, moved: Float[Tensor, "source n pos d_model"]) -> Float[Tensor, "mask pos"]:
         """Positions that are patched together, one set a row."""
         eye = torch.eye(moved.shape[2], dtype=moved.dtype, device=moved.device)
         return eye if self.each else eye.sum(0, keepdim=True)
 
-    def add(self, rows: list[int], effects: Float[np.ndarray, "source mask"], group: Group) -> None:
+    def add(self, rows: list[int], effects: Float[Tensor, "source mask"], group: Group) -> None:
         """Take in sums over a group's prompts."""
         self.sums[rows, -effects.shape[1] :] += effects
         self.counts[rows, -effects.shape[1] :] += len(group.rows)
 
     def means(self) -> Float[np.ndarray, "row *pos"]:
-        found = self.sums / self.counts
+        """Of all ranks together."""
+        found = (sum_over_ranks(self.sums) / sum_over_ranks(self.counts)).numpy()
         return found if self.each else found[:, 0]
 
 
@@ -134,7 +136,7 @@ class _Run:
 
     def effects(
         self, moved: Float[Tensor, "source n pos d_model"], start: int, masks: Float[Tensor, "mask pos"]
-    ) -> Float[np.ndarray, "source mask"]:
+    ) -> Float[Tensor, "source mask"]:
         """Scores, summed over prompts, of each change at each set of positions, from what `start` reads on."""
         pairs = torch.cartesian_prod(torch.arange(len(moved)), torch.arange(len(masks)))
         found = []
@@ -142,7 +144,7 @@ class _Run:
             change = self.sign * moved[part[:, 0]] * masks[part[:, 1]][:, None, :, None]
             values = self.setting.measured(self._end_logits(change, start), self.group)
             found.append(self.sign * (values - self.value).double().sum(-1))
-        return torch.cat(found).unflatten(0, (len(moved), len(masks))).numpy(force=True)
+        return torch.cat(found).unflatten(0, (len(moved), len(masks))).cpu()
 
     def _end_logits(self, change: Float[Tensor, "variant n pos d_model"], start: int) -> Tensor:
         """Logits at the last position [variant n d_vocab], were the stream that `start` reads to change so."""

@@ -27,6 +27,7 @@ from analyses.localization.graph import Graph
 from analyses.localization.parts import Parts
 from analyses.localization.runner import Contrast, contrast, end_logits
 from analyses.metrics import kl_divergence, logit_difference
+from sat_lens.distributed import gather_rows, shard
 from sat_lens.memory import require
 from sat_lens.tasks import Task
 
@@ -93,15 +94,16 @@ class Setting:
     def values(self, members: Bool[Any, "circuit source destination"]) -> Float[np.ndarray, "circuit n"]:
         """What each circuit is worth on each prompt, prompts in the order of the task.
 
-        Cost: about a forward pass for each circuit and prompt.
+        Cost: about a forward pass for each circuit and prompt; circuits are divided among processes.
         """
-        members = torch.as_tensor(np.asarray(members))
-        found = np.empty((len(members), self.n))
+        mine = shard(len(members))
+        own = torch.as_tensor(np.asarray(members)[mine.start : mine.stop])
+        found = torch.empty(len(own), self.n, dtype=torch.float64)
         with torch.inference_mode():
-            for group in self.groups:
-                logits = end_logits(group.contrast, members.to(group.answers.device), self.frozen_norm)
-                found[:, group.rows.numpy(force=True)] = self.measured(logits, group).double().numpy(force=True)
-        return found
+            for group in self.groups if len(own) else ():
+                logits = end_logits(group.contrast, own.to(group.answers.device), self.frozen_norm)
+                found[:, group.rows.cpu()] = self.measured(logits, group).double().cpu()
+        return gather_rows(found).numpy()
 
     @cached_property
     def intact_values(self) -> Float[np.ndarray, " n"]:

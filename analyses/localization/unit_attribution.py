@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from analyses.localization.replay import fused_activations
 from analyses.localization.unit_circuit import UnitCircuit, Units, largest_units
 from analyses.localization.unit_setting import UnitGroup, UnitSetting
+from sat_lens.distributed import dealt, sum_over_ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,12 @@ def unit_attribution(setting: UnitSetting, *, steps: int = 5, progress: bool = F
     Raises:
         ValueError: steps below 1; `kl` with one step, where its gradient is 0.
 
-    Cost: `steps` forward and backward passes over the task.
+    Cost: `steps` forward and backward passes over the task; batches of prompts are dealt among processes.
     """
-    found = np.empty((setting.n, setting.units.n))
-    for group in tqdm(setting.groups, unit="batch", disable=None if progress else True):
-        found[group.rows.numpy()] = token_attribution(setting, group, steps).sum(1).double().numpy(force=True)
-    return UnitScores(setting.units, found)
+    found = torch.zeros(setting.n, setting.units.n, dtype=torch.float64)
+    for group in tqdm(list(dealt(setting.groups)), unit="batch", disable=None if progress else True):
+        found[group.rows] = token_attribution(setting, group, steps).sum(1).double().cpu()
+    return UnitScores(setting.units, sum_over_ranks(found).numpy())
 
 
 def token_attribution(setting: UnitSetting, group: UnitGroup, steps: int = 5) -> Float[Tensor, "n one_or_pos unit"]:

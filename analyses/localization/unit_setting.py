@@ -30,6 +30,7 @@ from analyses.localization.unit_circuit import UnitCircuit, Units, units_of
 from analyses.localization.units import batches
 from sat_lens.ablate import mean_activations
 from sat_lens.activations import inference
+from sat_lens.distributed import gather_rows, shard
 from sat_lens.memory import require
 from sat_lens.tasks import Task
 
@@ -101,18 +102,19 @@ class UnitSetting:
             members: which units are in each circuit, at each prompt and position of the task (padded on the
                 right); axes of size 1 are the same for all.
 
-        Cost: a forward pass for each circuit and prompt.
+        Cost: a forward pass for each circuit and prompt; circuits are divided among processes.
         """
-        members = torch.as_tensor(np.asarray(members))
-        found = np.empty((len(members), self.n))
+        mine = shard(len(members))
+        own = torch.as_tensor(np.asarray(members)[mine.start : mine.stop])
+        found = torch.empty(len(own), self.n, dtype=torch.float64)
         with inference(self.model), fused_activations(self.model):
-            for group in self.groups:
-                gates = self.gates(members, group)
+            for group in self.groups if len(own) else ():
+                gates = self.gates(own, group)
                 parts = [
                     self.measured(self.end_logits(part, group), group) for part in gates.split(self._copies(group))
                 ]
-                found[:, group.rows.numpy()] = torch.cat(parts).double().numpy(force=True)
-        return found
+                found[:, group.rows] = torch.cat(parts).double().cpu()
+        return gather_rows(found).numpy()
 
     def end_logits(self, gates: Tensor, group: UnitGroup) -> Float[Tensor, "circuit n d_vocab"]:
         """Logits at the last token with gates [circuit, 1 or n, 1 or pos, unit] on the units; differentiable.

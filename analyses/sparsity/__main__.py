@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         compare=compare,
         compared_figures=compared_figures,
-        dealt=True,
+        dealt="where enough",
     )
 
 

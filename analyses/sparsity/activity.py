@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from analyses.sparsity.measures import VECTOR, effective_rank, singular_values
 from analyses.texts import Stories
 from analyses.unit_streams import Units, unit_batches, units_of
+from sat_lens.distributed import shard, sum_over_ranks
 
 GROUPS = 16
 LIVE = 0.5
@@ -39,7 +40,8 @@ def activity_sums(
     Args:
         units: neurons, channels, or entries of a mask (of which only whether they are live is summed).
 
-    Cost: one forward pass. Memory: d_model^2 numbers a layer and group, and two batches.
+    Cost: one forward pass, stories divided among processes. Memory: d_model^2 numbers a layer and group, and two
+    batches.
     """
     n_groups, layers = min(GROUPS, stories.n), len(units.layers)
     is_mask, d_model = units.kind.startswith("mask"), model.cfg.d_model
@@ -54,14 +56,16 @@ def activity_sums(
         sums["product"] = torch.zeros(*shape, d_model, d_model, dtype=torch.float64)
     writes = None if is_mask else _writes(model, units)
     on = _on(model, units)
-    bar = tqdm(total=stories.n, desc=f"{units.kind} {units.stream}", unit="story", leave=False,
+    mine = shard(stories.n)
+    bar = tqdm(total=len(mine), desc=f"{units.kind} {units.stream}", unit="story", leave=False,
                disable=None if progress else True)  # fmt: skip
-    for part in unit_batches(model, stories, units, batch):
+    for part in unit_batches(model, stories, units, batch, rows=mine) if mine else ():
         for row, story in enumerate(part.rows.tolist()):
             values = part.values[row][part.keep[row]].double()
             _add(sums, story % n_groups, values, on(values), writes, layers)
         bar.update(len(part.rows))
     bar.close()
+    sums = {name: sum_over_ranks(of) for name, of in sums.items()}
     return sums, int(sums["tokens"].sum())
 
 

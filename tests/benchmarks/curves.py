@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import config, self_ablating, step, warm_up
+from arms import config, step, warm_up
+from circuit_points import CIRCUIT_BASE, circuit_points, made
 from measure import interleaved_seconds, peak_bytes, spread
 
 from analyses.cost_fit import fitted
@@ -40,10 +41,11 @@ def write_curves(json_path: Path, page_path: Path, n_threads: int, rounds: int, 
     machine = this_machine("cpu", n_threads)
     points = measured(training_points(small), n_threads, rounds, "training")
     points += measured(localization_points(small), n_threads, max(1, rounds // 2), "localization")
+    points += measured(circuit_points(small, n_threads), n_threads, max(1, rounds // 2), "circuits")
     curves = {
         "machine": dataclasses.asdict(machine),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "base": {"training": BASE, "localization": LOCALIZATION_BASE},
+        "base": {"training": BASE, "localization": LOCALIZATION_BASE, "circuits": CIRCUIT_BASE},
         "points": points,
     }
     _write(curves, json_path, page_path)
@@ -125,13 +127,8 @@ def localization_points(small: bool) -> list[Point]:
 def localization(size: dict[str, Any], n_threads: int, kind: str) -> Callable[[], object]:
     """Effects of single units on IOI, of a model with random weights."""
     from analyses.localization import unit_effects
-    from sat_lens.tasks import load_task
-    from sat_lens.tokenizers import load_tokenizer
 
-    fields = {name: value for name, value in size.items() if name != "prompts"}
-    model = self_ablating(config(fields, n_threads), "none").eval()
-    model.tokenizer = load_tokenizer("stories-4096")
-    task = load_task("ioi", model.tokenizer, n=size["prompts"], seed=0)
+    model, task = made(size, n_threads)
     kinds = ("head", "channel", "neuron") if kind == "all" else (kind,)
     return lambda: unit_effects(model, task, units=kinds)
 
