@@ -15,7 +15,9 @@ from sat_lens.presets import host_config
 SIZES: dict[str, dict[str, Any]] = {
     "reference": {"preset": "paper", "d_vocab": 2048, "batch": 8},
     "cpu": {"preset": "cpu", "d_vocab": 4096, "batch": 16},
+    "reference-50257": {"preset": "paper", "d_vocab": 50_257, "batch": 8},
 }
+ALL = "reference", "cpu"
 NEW_TOKENS = 64
 
 

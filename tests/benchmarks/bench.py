@@ -7,6 +7,7 @@ of large squares would do in the same time, measured in turns with the arms.
 
     make bench                                  the reference size and the cpu preset
     make bench ARGS="--size cpu --rounds 3"     one of them, shorter
+    make bench ARGS="--size reference-50257 --arms fused"   with the ids of GPT-2
     make bench ARGS=--circuits                  ACDC and EAP-IG beside other implementations
     make bench ARGS=--repair                    self-repair beside whole forward passes
     make bench ARGS=--curves                    cost curves: data/results/cost_curves.json and a page
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import ARMS, MASKS, NEW_TOKENS, PLAIN, SIZES, config, warm_up
+from arms import ALL, ARMS, MASKS, NEW_TOKENS, PLAIN, SIZES, config, warm_up
 from curves import refit, write_curves
 from measure import interleaved_seconds, peak_bytes, spread
 
@@ -73,7 +74,7 @@ def main() -> None:
             sys.stdout.write(row)
             sys.stdout.flush()
         return
-    for name in SIZES if args.size == "all" else [args.size]:
+    for name in ALL if args.size == "all" else [args.size]:
         sys.stdout.write(table(name, args))
         sys.stdout.flush()
 
