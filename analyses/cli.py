@@ -146,8 +146,8 @@ def answer(
         compared_figures: from that Result to its figures.
         variant: of the question, where it has several whose answers should stand side by side: folders are then
             named `CKPTNAME.variant`.
-        dealt: among several processes each takes whole checkpoints, in turn, always (True) or where there are as
-            many as processes; else the question divides its own loops.
+        dealt: among several processes each takes whole checkpoints, in turn, always (True) or where there are at
+            least as many as processes; else the question divides its own loops.
     """
     names = result_names(args.checkpoints)
     if args.out.exists() and not args.out.is_dir():

@@ -162,6 +162,11 @@ def gather_rows(rows: Shaped[Tensor, "mine *shape"]) -> Shaped[Tensor, "all *sha
     return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
+def from_main(values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Rank 0's values on each rank, to the last bit: for what all decide by and none divides."""
+    return sum_over_ranks(values if is_main() else torch.zeros_like(values))
+
+
 def gather_texts(text: str) -> list[str]:
     """The texts of all ranks, in the order of ranks, on each of them."""
     data = torch.tensor(list(text.encode()), dtype=torch.uint8)

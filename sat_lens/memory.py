@@ -34,14 +34,23 @@ def require(needed_bytes: float | int, what: str, device: str = "cpu", change: s
         change: what to do about it.
 
     Raises:
-        ValueError: more than 90 % of what is free. Where that cannot be known, nothing is refused.
+        ValueError: more than 90 % of what is free, or of this process's part of it where torchrun started several
+            on this host. Where that cannot be known, nothing is refused.
     """
-    free = available_bytes(device)
+    free, processes = available_bytes(device), _processes_here() if device == "cpu" else 1
+    if free is not None:
+        free //= processes
     if free is not None and needed_bytes > MARGIN * free:
         raise ValueError(
             f"{what} needs about {needed_bytes / GIB:,.1f} GiB on {device}, "
-            f"where {free / GIB:,.1f} GiB are free; {change}"
+            f"where {free / GIB:,.1f} GiB are free{' for each process' if processes > 1 else ''}; {change}"
         )
+
+
+def _processes_here() -> int:
+    """How many processes torchrun started on this host."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def available_bytes(device: str = "cpu") -> int | None:

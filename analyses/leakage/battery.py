@@ -41,7 +41,7 @@ from analyses.leakage.usage import usage
 from analyses.leakage.verdict import summary, verdict, verdict_table
 from analyses.result import Result
 from analyses.texts import Stories
-from sat_lens.distributed import alone, dealt, gather_texts
+from sat_lens.distributed import alone, dealt, gather_texts, world_size
 
 STEPS, ROWS, JUDGED_ON = 60, 4, 40
 """Of a retraining: steps, rows a step; stories that it is judged on."""
@@ -198,10 +198,11 @@ def battery(case: Case, tests: Iterable[str] = tuple(TESTS), *, progress: bool =
 
 
 def _found(case: Case, names: Sequence[str], progress: bool) -> dict[str, Any]:
-    """What every test finds, and the seconds that it takes; tests are dealt among processes, the longest first."""
-    by_length = sorted(names, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
+    """What every test finds, and the seconds that it takes; several processes deal the tests, the longest first."""
+    if world_size() > 1:
+        names = sorted(names, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
     here = {}
-    for name in tqdm(list(dealt(by_length)), "tests", disable=None if progress else True):
+    for name in tqdm(list(dealt(names)), "tests", disable=None if progress else True):
         start = time.perf_counter()
         with alone():
             findings = [dataclasses.asdict(one) for one in TESTS[name][1](case)]

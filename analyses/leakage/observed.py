@@ -17,7 +17,7 @@ from torch import Tensor
 from analyses.metrics import cross_entropy
 from analyses.texts import Stories
 from sat_lens.activations import inference
-from sat_lens.distributed import gather_rows, shard
+from sat_lens.distributed import gather_rows, shard, world_size
 from sat_lens.gates import LayerUnits
 from sat_lens.memory import require
 
@@ -107,7 +107,8 @@ def observed(model: Any, stories: Stories, *, batch: int = 16) -> Observed:
     attn_width = cfg.n_heads * (cfg.d_head if model.ablation.unit == "channel" else 1)
     width = attn_width + (0 if cfg.attn_only else int(cfg.d_mlp))
     a_bit = 0.125 if model.ablation.forward == "hard" else 2.125
-    require(int(2 * n * (60 + cfg.n_layers * width * a_bit)), f"masks of {n:,} positions", "cpu", "lower --n")
+    copies = 2 if world_size() == 1 else 3
+    require(int(copies * n * (60 + cfg.n_layers * width * a_bit)), f"masks of {n:,} positions", "cpu", "lower --n")
     found: dict[str, list[Tensor]] = {}
     batches = torch.arange(stories.n).split(batch)
     mine = shard(len(batches))
@@ -116,7 +117,7 @@ def observed(model: Any, stories: Stories, *, batch: int = 16) -> Observed:
         columns["story"] += int(rows[0])
         for name, values in columns.items():
             found.setdefault(name, []).append(values.cpu() if mine else values[:0].cpu())
-    whole = {name: gather_rows(torch.cat(parts)).numpy() for name, parts in found.items()}
+    whole = {name: gather_rows(torch.cat(found.pop(name))).numpy() for name in list(found)}
     return Observed(**{"soft": None, **whole}, width=width, attn_width=attn_width, d_vocab=cfg.d_vocab)
 
 

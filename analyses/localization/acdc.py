@@ -34,7 +34,7 @@ from analyses.localization.graph import Graph
 from analyses.localization.increments import Changes, CircuitRun
 from analyses.localization.runner import BYTES
 from analyses.localization.setting import Scores, Setting
-from sat_lens.distributed import gather_rows, shard, world_size
+from sat_lens.distributed import from_main, gather_rows, shard, world_size
 from sat_lens.memory import require
 
 ORDERS = {"ours": ("v", "k", "q"), "reference": ("q", "k", "v")}
@@ -159,7 +159,7 @@ class _Search:
         self.runs = [CircuitRun(group.contrast, frozen_norm=setting.frozen_norm) for group in self.groups]
         last = len(self.graph.destinations) - 1
         nothing, no_cut = np.array([[0, last]]), np.zeros((1, 1), dtype=bool)
-        self.now = self._values([run.without(nothing, no_cut) for run in self.runs]).item()
+        self.now = from_main(self._values([run.without(nothing, no_cut) for run in self.runs])).item()
 
     def _bytes(self) -> tuple[int, int]:
         """Of what is kept; and, at most, of what one variant changes."""
@@ -191,6 +191,7 @@ class _Search:
             if cut[:n].any():
                 variant = row = int(np.flatnonzero(cut[:n])[-1])  # is without every edge that goes
                 if world_size() > 1:
+                    del changes
                     changes, row = self._without(asked, cuts[variant][None]), 0  # one rank alone has its changes
                 for run, change in zip(self.runs, changes, strict=True):
                     run.adopt(asked[:n][cut[:n]], change, row)

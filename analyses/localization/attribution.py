@@ -59,7 +59,7 @@ def eap(setting: Setting, *, at: str = "clean", progress: bool = False) -> Score
         ValueError: an unknown `at`; `kl` at the clean run, where its gradient is 0 for every edge; too
             little memory.
 
-    Cost: one forward and one backward pass over the task.
+    Cost: one forward and one backward pass over the task, batches dealt among processes.
     """
     if at not in ("clean", "other"):
         raise ValueError(f"at must be clean or other; got {at!r}")

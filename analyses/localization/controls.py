@@ -51,7 +51,8 @@ def magnitude(setting: Setting, *, progress: bool = False) -> Scores:
     Returns:
         Shares of what is read, without a unit and from 0 up; NaN where there is no edge.
 
-    Cost: for each edge, prompt and position d_model^2; no run of the model. Memory in chunks of BYTES, about.
+    Cost: for each edge, prompt and position d_model^2; no run of the model; destinations are dealt among processes.
+        Memory in chunks of BYTES, about.
     """
     graph = setting.graph
     moved, read = np.zeros(graph.possible.shape), np.zeros(len(graph.destinations))
@@ -67,7 +68,8 @@ def magnitude(setting: Setting, *, progress: bool = False) -> Scores:
                     d = (group.contrast.clean[part] - group.contrast.other[part])[:, :, at]
                     moved[part.numpy(), destination] += _energy(d * inverse, gram)
     moved, read = (sum_over_ranks(torch.from_numpy(of)).numpy() for of in (moved, read))
-    return np.sqrt(np.divide(moved, read, out=np.where(graph.possible, 0.0, np.nan), where=read > 0))
+    shares = np.divide(moved, read, out=np.zeros_like(moved), where=read > 0)
+    return np.where(graph.possible, np.sqrt(shares), np.nan)
 
 
 def _readers(parts: Parts) -> Iterator[tuple[Any, Float[Tensor, "d_model width"]]]:

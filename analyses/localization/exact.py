@@ -57,8 +57,8 @@ def exact_patching(setting: Setting, *, direction: str = "noising", progress: bo
     Raises:
         ValueError: an unknown direction.
 
-    Cost: for each edge and prompt the nodes that follow its destination, in chunks of BYTES, about; what the
-        run itself keeps is destination x n x pos x d_model of a group.
+    Cost: for each edge and prompt the nodes that follow its destination, in chunks of BYTES, about, destinations
+        dealt among processes; what the run itself keeps is destination x n x pos x d_model of a group.
     """
     sign, graph = sign_of(direction), setting.graph
     scores = torch.zeros(graph.possible.shape, dtype=torch.float64)

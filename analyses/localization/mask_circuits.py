@@ -33,6 +33,7 @@ from analyses.localization.overlap import middle, shuffled
 from analyses.localization.unit_attribution import token_attribution
 from analyses.localization.unit_setting import BYTES, UnitSetting
 from analyses.statistics import bootstrap_weights
+from sat_lens.distributed import from_main
 
 TOLERANCE = 1e-4
 """Of the intact value's distance to the empty circuit's: closer than that is as faithful."""
@@ -112,7 +113,8 @@ class Ranking:
 
         Cost: the grid once, a forward pass over the task a size, and about 8 more.
         """
-        slack = TOLERANCE * abs(self.setting.intact_values.mean() - self.setting.empty_values.mean())
+        gap = self.setting.intact_values.mean() - self.setting.empty_values.mean()
+        slack = TOLERANCE * abs(from_main(torch.tensor(gap)).item())
         found = dict(self.grid)
         size = float("nan")
         if reached := [size for size in sorted(found) if found[size].mean() >= target.mean() - slack]:

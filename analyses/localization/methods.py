@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
 from analyses.localization.acdc import acdc
@@ -24,6 +25,7 @@ from analyses.localization.exact import exact_patching
 from analyses.localization.mask_scores import mask_scores
 from analyses.localization.patching import activation_patching
 from analyses.localization.setting import Scores, Setting
+from sat_lens.distributed import from_main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,9 @@ def found_by(method: str, setting: Setting, knobs: Knobs | None = None, *, progr
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    return METHODS[method](setting, knobs or Knobs(), progress)
+    found = METHODS[method](setting, knobs or Knobs(), progress)
+    arrays = {name: value for name, value in vars(found).items() if value is not None}
+    return Found(**{name: from_main(torch.from_numpy(value)).numpy() for name, value in arrays.items()})
 
 
 def chosen(found: Found, setting: Setting, size: float | int | None) -> tuple[Any, str]:

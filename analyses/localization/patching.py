@@ -51,7 +51,8 @@ def activation_patching(
     Raises:
         ValueError: an unknown direction or `positions`.
 
-    Cost: for each source, prompt (and position) the layers above it; memory in chunks of BYTES, about.
+    Cost: for each source, prompt (and position) the layers above it, sources of one layer dealt among processes;
+        memory in chunks of BYTES, about.
     """
     if positions not in POSITIONS:
         raise ValueError(f"positions must be {' or '.join(POSITIONS)}; got {positions!r}")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.cli import COMPARED, answer, positive, question_parser, refuse_missing_file, result_names
+from analyses.cli import COMPARED, answer, joined, positive, question_parser, refuse_missing_file, result_names
 from sat_lens.commands import run
 from sat_lens.devices import check_device
 from sat_lens.tasks.names import TASKS
@@ -129,13 +129,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise NotADirectoryError(f"--out must be a folder; {args.out} is a file")
     args.out = args.out / "reproduce" if args.reproduce else args.out
     check_device(args.device)
-    if not args.stored:
-        from analyses.paper.asked import ask
+    with joined(args):
+        if not args.stored:
+            from analyses.paper.asked import ask
 
-        ask(args, names)
-    wrote = answer(
-        "paper", args, analyse, figures, argv, compare=compare, compared_figures=compared_figures, dealt=True
-    )
+            ask(args, names)
+        wrote = answer(
+            "paper", args, analyse, figures, argv, compare=compare, compared_figures=compared_figures, dealt=True
+        )
     if wrote and len(names) > 1:
         from analyses.paper.tables import write_tables
         from analyses.result import Result

@@ -31,20 +31,33 @@ def questions(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def ask(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Ask each question of the checkpoints that it has no answer for; one that cannot be asked costs a line."""
+    """Ask each question of the checkpoints that it has no answer for; one that cannot be asked costs a line.
+
+    Several processes deal these answers among themselves, and go on when all are written.
+    """
     from sat_lens.commands import one_line
+    from sat_lens.distributed import PeerLost, alone, barrier, dealt
 
     refuse_unreadable(args)
-    for question, flags in questions(args).items():
-        missing = [c for c, name in zip(args.checkpoints, names, strict=True) if found(args, question, c, name) is None]
-        shared = ["--out", str(args.out), "--device", args.device, "--seed", str(args.seed)]
-        shared += ["--quiet"] if args.quiet else []
-        for checkpoint in missing:
-            try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    import_module(f"analyses.{question}.__main__").main([checkpoint, *flags, *shared])
-            except ValueError as error:
-                sys.stderr.write(f"warning: no {question} of {checkpoint}: {one_line(error)}\n")
+    asked = questions(args)
+    missing = [
+        (question, checkpoint)
+        for question in asked
+        for checkpoint, name in zip(args.checkpoints, names, strict=True)
+        if found(args, question, checkpoint, name) is None
+    ]
+    barrier()  # all have looked before the first writes
+    shared = ["--out", str(args.out), "--device", args.device, "--seed", str(args.seed)]
+    shared += ["--quiet"] if args.quiet else []
+    for question, checkpoint in dealt(missing):
+        try:
+            with contextlib.redirect_stdout(sys.stderr), alone():
+                import_module(f"analyses.{question}.__main__").main([checkpoint, *asked[question], *shared])
+        except PeerLost:
+            raise
+        except ValueError as error:
+            sys.stderr.write(f"warning: no {question} of {checkpoint}: {one_line(error)}\n")
+    barrier()
 
 
 def refuse_unreadable(args: argparse.Namespace) -> None:

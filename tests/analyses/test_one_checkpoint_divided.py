@@ -1,7 +1,10 @@
 """Circuits and leakage of one checkpoint, divided among processes: the numbers of one process, work done once."""
 
+import argparse
 import collections
+import dataclasses
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from analyses.localization.mask_overlap import mask_overlap
 from analyses.localization.methods import Knobs, found_by
 from analyses.localization.patching import activation_patching, residual_patching
 from analyses.localization.setting import setting_of
+from analyses.paper import asked
 from analyses.result import Result
 from analyses.sparsity.sparsity import sparsity
 from analyses.texts import Stories
@@ -66,6 +70,8 @@ def test_scores_of_several_processes_are_those_of_one(tiny_model, ranks, process
     alone, together = ask(), ranks(processes, ask)
     for name, scores in alone.items():
         assert np.nanmax(np.abs(scores)) > 0, name
+        edges = ~np.isnan(np.asarray(scores))
+        assert edges.shape != setting.graph.possible.shape or (edges == setting.graph.possible).all(), name
         for found in together:
             assert np.allclose(found[name], scores, rtol=0, atol=1e-9, equal_nan=True), name
     assert len({json.dumps(found) for found in together}) == 1, "every process goes on with the same numbers"
@@ -107,16 +113,15 @@ def test_overlap_of_masks_and_circuit_is_that_of_one_process(tiny_model, ranks):
     assert_same(ask(), ranks(2, ask))
 
 
-@pytest.mark.parametrize("processes", [2, 6])
-def test_the_battery_of_leakage_is_that_of_one_process(ranks, monkeypatch, processes):
+@pytest.mark.parametrize(("processes", "forward"), [(2, "hard"), (6, "soft")])
+def test_the_battery_of_leakage_is_that_of_one_process(ranks, monkeypatch, processes, forward):
     model = planted(2)
+    model.ablation = dataclasses.replace(model.ablation, forward=forward)
     stories = planted_stories(model, 40)
     asked, chosen = [], {name: TESTS[name] for name in ("structure", "blank", "swap", "mutual information", "usage")}
-    counted = {
-        name: (kind, lambda case, name=name, test=test: asked.append(name) or test(case))
-        for name, (kind, test) in chosen.items()
-    }
-    monkeypatch.setattr(leakage_battery, "TESTS", counted)
+    monkeypatch.setattr(
+        leakage_battery, "TESTS", {name: (kind, counted(name, test, asked)) for name, (kind, test) in chosen.items()}
+    )
 
     def ask(rank=0):
         asked.clear()
@@ -127,6 +132,55 @@ def test_the_battery_of_leakage_is_that_of_one_process(ranks, monkeypatch, proce
     found = ranks(processes, ask)
     assert_same(alone, [files for files, _ in found])
     assert collections.Counter(name for _, names in found for name in names) == dict.fromkeys(chosen, 1)
+
+
+def counted(name, test, asked):
+    def count(case):
+        asked.append(name)
+        assert distributed.world_size() == 1 and distributed.is_main(), "a test of the battery divides nothing"
+        return test(case)
+
+    return count
+
+
+def test_what_the_paper_has_no_answer_to_is_asked_once_by_whichever_process(ranks, monkeypatch, tmp_path):
+    """By three processes that look at different times; what one cannot ask costs a line, and none waits for it."""
+    said = []
+
+    def question(name):
+        def main(argv):
+            assert distributed.world_size() == 1
+            said.append([name.split(".")[1], argv[0]])
+            (tmp_path / f"{said[-1]}").touch()
+            if argv[0] == "b":
+                raise ValueError("at chance")
+
+        return argparse.Namespace(main=main)
+
+    monkeypatch.setattr(asked, "import_module", question)
+    monkeypatch.setattr(asked, "refuse_unreadable", lambda args: time.sleep(0.2 * distributed.rank()))
+    monkeypatch.setattr(
+        asked,
+        "found",
+        lambda args, question, checkpoint, name: (tmp_path / f"{[question, checkpoint]}").exists() or None,
+    )
+    args = argparse.Namespace(
+        checkpoints=["a", "b"], out=tmp_path, device="cpu", seed=0, quiet=True, n=4, task="ioi", sae_steps=None,
+        corpus=None, reproduce=False,
+    )  # fmt: skip
+
+    def ask(rank):
+        asked.ask(args, ["a", "b"])
+        return said
+
+    shares = ranks(3, ask)
+    every = [[name, checkpoint] for name in ("sparsity", "localization", "sae") for checkpoint in "ab"]
+    assert sorted(sum(shares, [])) == sorted(every) and [len(share) for share in shares] == [2, 2, 2]
+
+
+def test_numbers_of_rank_0_are_those_of_all(ranks):
+    found = ranks(3, lambda rank: distributed.from_main(torch.tensor([1.0 / (rank + 3), float("nan")])).tolist())
+    assert all(values[0] == found[0][0] == pytest.approx(1 / 3) and np.isnan(values[1]) for values in found)
 
 
 def test_sparsity_is_that_of_one_process(tiny_model, ranks):
@@ -145,7 +199,10 @@ def assert_same(alone, together):
     one = Result.of_files(alone)
     for files in together:
         other = Result.of_files(files)
-        pd.testing.assert_frame_equal(one.table, other.table, rtol=0, atol=1e-6)
+        tables = [
+            of.table.sort_values("edge", ignore_index=True) if "edge" in of.table else of.table for of in (one, other)
+        ]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
         assert one.units == other.units
         compare(one.meta, other.meta)
 

@@ -32,9 +32,10 @@ def terms(size: dict[str, Any], n_threads: int, method: str) -> tuple[int, dict[
     """Edges of the model's graph, and what a search does:
 
     calls           1, whatever the size
-    run_flops       FLOPs of forward and backward passes over the prompts, `steps` of each for EAP-IG
+    run_flops       FLOPs of the layers in forward and backward passes over the prompts, `steps` of each for EAP-IG
+    logit_flops     FLOPs of the unembedding, which is run at the last token of a prompt alone
     edge_products   edges x prompts x positions x d_model: what EAP-IG multiplies and adds for an edge
-    edge_flops      FLOPs of the nodes that follow each edge, run anew where every edge is patched by itself
+    edge_flops      FLOPs of the layers that follow each edge, run anew where every edge is patched by itself
     written         numbers that the sources write on the prompts, in both runs; `read`: that destinations read
     """
     model, task = made(size, n_threads)
@@ -42,16 +43,20 @@ def terms(size: dict[str, Any], n_threads: int, method: str) -> tuple[int, dict[
 
     cfg, graph, pos = model.cfg, graph_of(model.cfg), int(task.lengths.max())
     tokens = size["prompts"] * pos
-    forward = tokens * cost.forward_flops(cfg, SelfAblation(mask="none"), stream="clean")
+    unembedding = 2 * cfg.d_model * cfg.d_vocab_out
+    layers = tokens * (cost.forward_flops(cfg, SelfAblation(mask="none"), pos, stream="clean") - unembedding)
+    logits = size["prompts"] * unembedding
     layers_after = sum(
         int(graph.possible[:, j].sum()) * (graph.n_layers - d.layer) for j, d in enumerate(graph.destinations)
     )
     seconds = {"calls": 1.0}
     if method == "exact":
-        seconds |= {"run_flops": 2 * forward, "edge_flops": forward * layers_after / graph.n_layers}
+        seconds |= {"run_flops": 2 * layers, "edge_flops": layers * layers_after / graph.n_layers}
+        seconds["logit_flops"] = logits * (2 + graph.n_edges)
     else:
         products = float(graph.n_edges * tokens * cfg.d_model)
-        seconds |= {"run_flops": (2 + 3 * size["steps"]) * forward, "edge_products": products}
+        seconds |= {"run_flops": (2 + 3 * size["steps"]) * layers, "edge_products": products}
+        seconds["logit_flops"] = logits * (2 + 3 * size["steps"])
     memory = {"process": 1.0, "written": 2.0 * len(graph.sources) * tokens * cfg.d_model}
     if method == "exact":
         memory["read"] = float(len(graph.destinations) * tokens * cfg.d_model)
