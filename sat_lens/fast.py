@@ -24,14 +24,8 @@ from sat_lens.few_winners import are_few, channels_out, neurons_out, with_gradie
 from sat_lens.gates import LayerUnits, SoftMasks, masks, soft_masks
 from sat_lens.losses import Losses, weighted
 from sat_lens.own_key import OwnKeyAttention, kernel_is_right
-from sat_lens.products import linear, product, product_type, weight_gradient
+from sat_lens.products import ACTIVATIONS, linear, product, product_type, weight_gradient
 
-ACTIVATIONS = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
 CHUNK = 256  # tokens whose logits exist at a time on a CPU, where they then stay in its cache
 CHUNK_ON_ACCELERATOR = 8192
 

@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sat_lens.config import SelfAblation
-from sat_lens.products import product
+from sat_lens.products import Activation, activated, product
 from sat_lens.winners import Border, SoftMask, ranked
 
-Activation = Callable[[Tensor], Tensor]
 FEW = 16  # times as many units as winners, at least: there both ways cost about the same
 BLOCK = 2**18  # units of all tokens of a block: they stay in a core's cache
 
@@ -112,7 +111,7 @@ class _Neurons(torch.autograd.Function):
         x, scores, w_in, b_in, w_out, pre, winners, *border = ctx.saved_tensors
 
         def neurons(part: slice) -> Tensor:
-            return ctx.act(product(x[part], w_in, b_in))
+            return activated(x[part], w_in, b_in, ctx.act)
 
         of_scores, of_chosen = _back(
             grad, w_out, neurons, scores, winners, Border(*border), ctx.soft, ctx.needs_input_grad[1]

@@ -41,12 +41,14 @@ class OwnKeyAttention(torch.autograd.Function):
             ctx.save_for_backward()
             return v_own.clone()
         past, lse, *rest = _causal(q[:, :, 1:], k, v, scale)
-        own = (q[:, :, 1:] * k_own[:, :, 1:]).sum(-1, dtype=lse.dtype) * scale
-        of_past = lse[..., : own.shape[-1]]
+        own = _head_sums(q[:, :, 1:] * k_own[:, :, 1:], lse.dtype) * scale
+        of_past = lse[:, :, : own.shape[2], None]
         excess = own - of_past
-        weight = F.pad(excess.sigmoid().to(q.dtype), (1, 0), value=1.0).unsqueeze(-1)
-        z = v_own.clone()
-        z[:, :, 1:] = torch.lerp(past, v_own[:, :, 1:], weight[:, :, 1:])
+        weight = torch.ones_like(v_own[..., :1])
+        weight[:, :, 1:] = excess.sigmoid()
+        z = torch.empty_like(v_own)
+        z[:, :, 0] = v_own[:, :, 0]
+        torch.lerp(past, v_own[:, :, 1:], weight[:, :, 1:], out=z[:, :, 1:])
         of_past.sub_(F.logsigmoid(-excess))  # now of all keys
         ctx.save_for_backward(q, k, v, k_own, v_own, z, weight, lse, *rest)
         ctx.scale = scale
@@ -59,10 +61,18 @@ class OwnKeyAttention(torch.autograd.Function):
             return None, None, None, None, grad, None
         q, k, v, k_own, v_own, z, weight, *saved = ctx.saved_tensors
         dq, dk, dv = _causal_backward(grad[:, :, 1:], q[:, :, 1:], k, v, z[:, :, 1:], *saved, scale=ctx.scale)
-        of_own = (grad * (v_own - z)).sum(-1, keepdim=True) * weight * ctx.scale  # 0 at position 0
-        grad_q = of_own * k_own
-        grad_q[:, :, 1:] += dq
+        of_own = _head_sums((v_own - z).mul_(grad)) * weight * ctx.scale  # 0 at position 0
+        grad_q = torch.empty_like(k_own)
+        grad_q[:, :, 0] = 0
+        torch.addcmul(dq, of_own[:, :, 1:], k_own[:, :, 1:], out=grad_q[:, :, 1:])
         return grad_q, dk, dv, of_own * q, weight * grad, None
+
+
+def _head_sums(
+    x: Float[Tensor, "batch n_heads pos d_head"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "batch n_heads pos 1"]:
+    """Sums over the channels, a position's heads side by side in memory: as in q, k, v and the log-sum-exp."""
+    return x.transpose(1, 2).sum(-1, keepdim=True, dtype=dtype).transpose(1, 2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:

