@@ -38,7 +38,7 @@ def product(
 def activated(
     x: Float[Tensor, "row d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"], act: Activation
 ) -> Float[Tensor, "row d_out"]:
-    """`act` of `product`; oneDNN applies it to each part of the product as that is ready, in a quarter of the time."""
+    """`act` of `product`, outside autograd; oneDNN takes it in the product's own pass, in a quarter of the time."""
     if by_onednn(x) and act in ONEDNN_NAMES:
         name, form = ONEDNN_NAMES[act]
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sat_lens.products import by_onednn, linear, product
+from sat_lens.products import ACTIVATIONS, activated, by_onednn, linear, product
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -33,6 +33,15 @@ def test_transposed_and_strided_factors_are_read_right():
     assert (product(x, w.T) - x @ w).abs().max() < 1e-5
     assert (product(x.T, w[:, :6]) - x.T @ w[:, :6].T).abs().max() < 1e-5
     assert (product(x[::2], w.T) - x[::2] @ w).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("act", [*ACTIVATIONS.values(), torch.tanh])
+def test_activations_taken_with_their_product_are_those_of_doubles(dtype, error, act):
+    x, w, b = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(70, 9), (33, 9), (33,)]))
+    expected = act(F.linear(x.double(), w.double(), b.double()))
+    assert (activated(x, w, b, act) - expected).abs().max() <= error
+    assert (activated(x, w, 100 * b, act) - act(F.linear(x, w, 100 * b))).abs().max() <= 100 * error
 
 
 def test_only_what_needs_a_gradient_gets_one():
