@@ -94,3 +94,15 @@ def test_asking_the_c_library_to_keep_memory_works_or_says_no_in_a_process_of_it
 def test_a_c_library_without_mallopt_is_no_error(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert keep_freed_memory() is False
+
+
+def test_processes_of_one_host_share_what_is_free(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 8 * memory.GIB)
+    for processes in ("", "1", "none", "0"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        memory.require(7 * memory.GIB, "it")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    memory.require(1.7 * memory.GIB, "it")
+    with pytest.raises(ValueError, match=r"it needs about 1\.9 GiB on cpu, where 2\.0 GiB are free for each process"):
+        memory.require(1.9 * memory.GIB, "it")
+    memory.require(7 * memory.GIB, "it", "cuda:0")  # a card is one process's own
