@@ -87,7 +87,7 @@ class Trainer:
         self.fsdp = fsdp
         self.losses = torch.compile(model.losses) if settings.compile else model.losses
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         self.step, self.best, self.log = 0, math.inf, ""
 

@@ -149,7 +149,7 @@ def warm_up() -> None:
 
 
 def _update(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def update(loss: torch.Tensor) -> None:
         optimizer.zero_grad()
