@@ -209,8 +209,9 @@ class _Search:
             self.setting.measured(change.logits, group).double().sum(-1)
             for change, group in zip(changes, self.groups[: len(changes)], strict=True)
         ]
-        none = torch.empty(0, dtype=torch.float64, device=self.groups[0].intact.device)
-        return sum(found) / sum(len(group.rows) for group in self.groups) if found else none
+        if not found:
+            return torch.empty(0, dtype=torch.float64, device=self.groups[0].intact.device)
+        return torch.stack(found).sum(0) / sum(len(group.rows) for group in self.groups)
 
 
 def _cuts(expected: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "edge edge"]:

@@ -110,7 +110,8 @@ class Parts:
     def mlp(self, layer: int, x: Float[Tensor, "*row pos d_model"]) -> Float[Tensor, "*row pos d_model"]:
         """What the MLP adds to the residual stream."""
         block = self.model.blocks[layer]
-        mlp, act = block.mlp, ACTIVATIONS.get(self.cfg.act_fn, block.mlp.act_fn)
+        mlp: Any = block.mlp
+        act = ACTIVATIONS.get(self.cfg.act_fn) or mlp.act_fn
         x = apply_norm(block.ln2, x)
         if self.cfg.gated_mlp:
             return (act(x @ mlp.W_gate) * (x @ mlp.W_in) + mlp.b_in) @ mlp.W_out + mlp.b_out
