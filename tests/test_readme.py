@@ -35,7 +35,13 @@ SHORTER |= {
 }
 
 
-LONG = ("analyses.leakage", "analyses.untangling sweep", "analyses.specialization local-k4-s0 --page")
+LONG = (
+    "analyses.leakage",
+    "analyses.localization local-k4-s0 --method overlap",
+    "analyses.localization none-s0 local-k4-s0 --method eap-ig",
+    "analyses.specialization local-k4-s0 --page",
+    "analyses.untangling sweep",
+)
 """Begin the commands that `make test-all` runs: shorter calls of theirs are in the tests of their questions."""
 
 

@@ -60,7 +60,7 @@ def solved(monkeypatch):
     monkeypatch.setattr("analyses.localization.circuits.require_solved", lambda *_, **__: None)
 
 
-@pytest.mark.parametrize(("processes", "batch"), [(2, 3), (5, 64)])
+@pytest.mark.parametrize(("processes", "batch"), [(2, 3), pytest.param(5, 64, marks=pytest.mark.slow)])
 def test_scores_of_several_processes_are_those_of_one(tiny_model, ranks, processes, batch):
     setting = setting_of(tiny_model().double(), random_task(7), batch=batch)
 
@@ -94,12 +94,19 @@ def test_circuits_are_run_once_whichever_process_runs_them(tiny_model, ranks, mo
     assert np.allclose(ranks(3, lambda rank: setting.values(circuits[:1]).tolist())[0], alone[:1], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["eap-ig", pytest.param("acdc", marks=pytest.mark.slow)])
-def test_a_circuit_with_all_its_checks_is_that_of_one_process(tiny_model, ranks, solved, method):
+@pytest.mark.parametrize(
+    ("method", "checks"),
+    [
+        ("magnitude", False),
+        pytest.param("eap-ig", True, marks=pytest.mark.slow),
+        pytest.param("acdc", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_circuit_with_all_that_is_measured_of_it_is_that_of_one_process(tiny_model, ranks, solved, method, checks):
     model, task = tiny_model().double(), random_task(5)
 
     def ask(rank=0):
-        return circuit_result(model, task, method=method, size=0.2, n_bootstrap=20).files()
+        return circuit_result(model, task, method=method, size=0.2, n_bootstrap=20, checks=checks).files()
 
     assert_same(ask(), ranks(2, ask))
 
