@@ -51,7 +51,15 @@ def test_there_is_a_notebook_for_each_number_from_1_on():
     assert [int(path.stem.split("_")[0]) for path in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
 
 
-LONG = ("02_localization", "03_leakage", "04_specialization", "05_probing", "06_self_repair", "07_rewriting", "10_sparsity")
+LONG = (
+    "02_localization",
+    "03_leakage",
+    "04_specialization",
+    "05_probing",
+    "06_self_repair",
+    "07_rewriting",
+    "10_sparsity",
+)
 
 
 @pytest.mark.parametrize(
