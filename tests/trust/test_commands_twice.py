@@ -138,7 +138,7 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 def numbers(text: str, out: Path) -> tuple[str, list[float]]:
     """A text without its numbers, dates and times, and the numbers."""
     text = DATE.sub("DATE", text.replace(str(out), "OUT"))
-    text = re.sub(r'"\w*(per_second|seconds|threads)": [\d.]+', "", text)
+    text = re.sub(r'"\w*(per_second|seconds|threads)": ([\d.]+|\{[^}]*\})', "", text)
     return NUMBER.sub("#", text), [float(found) for found in NUMBER.findall(text)]
 
 
