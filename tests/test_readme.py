@@ -39,6 +39,8 @@ LONG = (
     "analyses.leakage",
     "analyses.localization local-k4-s0 --method overlap",
     "analyses.localization none-s0 local-k4-s0 --method eap-ig",
+    "analyses.report",
+    "analyses.rewriting",
     "analyses.specialization local-k4-s0 --page",
     "analyses.untangling sweep",
 )

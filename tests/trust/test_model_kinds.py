@@ -51,7 +51,7 @@ AT_SCALES = {"study, layer_shift", "study, self_repression"}
 SHORT = {
     "localization, units", "localization, acdc", "specialization", "self-repair", "sparsity", "circuit, patching",
     "circuit, own-masks", "units of the ablated stream", "channels and heads", "masks as units", "gated stream",
-    "study, layer_shift", "study, hydra", "study, mediation", "study, dose", "sae", "rewriting, neurons",
+    "study, layer_shift", "study, hydra", "study, mediation", "study, dose", "rewriting, neurons",
 }  # fmt: skip
 """What is asked without the slow tests: each kind of question, about 25 s in all."""
 ASKED_IN_ORDER = [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in ASKED]
