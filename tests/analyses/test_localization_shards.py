@@ -7,24 +7,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from analyses.localization import unit_effects
 from analyses.localization.__main__ import main
 from analyses.result import Result
 from sat_lens import distributed, save
-from sat_lens.tasks import Task
+from tests.cases.random_task import random_task
 
 UNIT = ["kind", "layer", "head", "channel", "neuron"]
-
-
-def random_task(n):
-    """Prompts of three lengths."""
-    draw = torch.Generator().manual_seed(3)
-    clean, corrupt = (torch.randint(29, (n, 8), generator=draw) for _ in range(2))
-    answers = torch.randint(29, (n,), generator=draw)
-    ends = torch.tensor([7, 4, 7, 5, 4, 7, 7])[:n]
-    return Task("random", clean, corrupt, answers, (answers + 1) % 29, {"end": ends})
 
 
 def assert_same_table(one, other):

@@ -27,8 +27,8 @@ from analyses.result import Result
 from analyses.sparsity.sparsity import sparsity
 from analyses.texts import Stories
 from sat_lens import distributed, save
-from sat_lens.tasks import Task
 from sat_lens.tasks import performance as performances
+from tests.cases.random_task import random_task
 
 METHODS = {
     **{
@@ -42,15 +42,6 @@ METHODS = {
     "patching of each position": lambda setting: activation_patching(setting, positions="each"),
     "residual patching": residual_patching,
 }
-
-
-def random_task(n):
-    """Prompts of two lengths."""
-    draw = torch.Generator().manual_seed(3)
-    clean, corrupt = (torch.randint(29, (n, 8), generator=draw) for _ in range(2))
-    answers = torch.randint(29, (n,), generator=draw)
-    ends = torch.tensor([7, 4, 7, 4, 4, 7, 7])[:n]
-    return Task("random", clean, corrupt, answers, (answers + 1) % 29, {"end": ends})
 
 
 @pytest.fixture
